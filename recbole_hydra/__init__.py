@@ -1,0 +1,31 @@
+"""State-space sequential recommenders for RecBole: Hydra and Mamba4Rec.
+
+Importing the package makes RecBole 1.2.1 run on the libraries that are installed; see
+:mod:`recbole_hydra.compat` for what that replaces.
+"""
+
+from recbole_hydra import compat
+
+compat.apply()
+
+from recbole_hydra.config import Config, default_config  # noqa: E402
+from recbole_hydra.model import Hydra, Mamba4Rec  # noqa: E402
+from recbole_hydra.quick_start import (  # noqa: E402
+    load_data_and_model,
+    load_model,
+    run_recbole_hydra,
+)
+from recbole_hydra.recommend import recommend  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "Hydra",
+    "Mamba4Rec",
+    "default_config",
+    "load_data_and_model",
+    "load_model",
+    "recommend",
+    "run_recbole_hydra",
+]

@@ -1,0 +1,56 @@
+"""Checks of hyperparameters, shared by layers and models.
+
+Each returns the value it was given, or raises
+:class:`~recbole_hydra.errors.ConfigError` with the name the user wrote.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+from recbole_hydra.errors import ConfigError
+
+
+def positive_int(name: str, value) -> int:
+    """Return ``value`` if it is an integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+def probability(name: str, value) -> float:
+    """Return ``value`` if it is a dropout probability, a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}")
+    return float(value)
+
+
+def positive_number(name: str, value) -> float:
+    """Return ``value`` if it is a number > 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigError(f"{name} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def boolean(name: str, value) -> bool:
+    """Return ``value`` if it is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def one_of(name: str, value, choices: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the name in ``known`` nearest to ``word``, else ``""``.
+
+    The comparison ignores case, so that ``sasrec`` finds ``SASRec``.
+    """
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(str(word).lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""

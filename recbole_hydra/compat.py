@@ -1,0 +1,180 @@
+"""All that exists only because of today's versions of RecBole's surroundings.
+
+:func:`apply` runs when recbole_hydra is imported. It replaces methods of RecBole's classes and puts
+back the numpy names RecBole reads; torch, scipy and pandas are left as they are. Each item says
+what it is for and when it can be deleted.
+"""
+
+import functools
+import os
+
+import numpy as np
+import scipy.sparse
+import torch
+
+
+def apply() -> None:
+    """Make RecBole 1.2.1 run on the libraries that are installed. Calling it twice is harmless."""
+    restore_numpy_aliases()
+
+    from recbole.data.dataset import Dataset
+    from recbole.trainer import PretrainTrainer, Trainer
+
+    if getattr(Trainer, "_recbole_hydra", False):
+        return
+    Trainer._recbole_hydra = True
+    Trainer.fit = _remember_dataset(Trainer.fit)
+    Trainer._save_checkpoint = save_plain_checkpoint
+    Trainer.resume_checkpoint = resume_plain_checkpoint
+    Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
+    PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
+    Dataset._download = _without_barrier(Dataset._download)
+
+
+# -- numpy ------------------------------------------------------------------------------------------
+
+
+def restore_numpy_aliases() -> None:
+    """Put back ``np.float_``, ``np.complex_`` and ``np.unicode_``, removed in numpy 2.0.
+
+    RecBole's ``Config.compatibility_settings`` reads them. Delete when RecBole does not.
+    """
+    for name, kind in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
+        if name not in vars(np):
+            setattr(np, name, kind)
+
+
+# -- torch ------------------------------------------------------------------------------------------
+# RecBole's Trainer pickles its Config into the checkpoint; since torch 2.6, torch.load refuses that.
+# The four methods below write and read plain data instead. Delete when RecBole saves plain data.
+
+
+def _remember_dataset(fit):
+    """Let the trainer know the dataset, whose vocabulary belongs in its checkpoints."""
+
+    @functools.wraps(fit)
+    def fit_and_remember(self, train_data, *args, **kwargs):
+        self.train_dataset = train_data._dataset
+        return fit(self, train_data, *args, **kwargs)
+
+    return fit_and_remember
+
+
+def save_plain_checkpoint(self, epoch, verbose=True, **kwargs):
+    """RecBole's ``Trainer._save_checkpoint``, writing plain data."""
+    from recbole_hydra.checkpoint import model_state, save_checkpoint, vocabulary
+
+    if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        return
+    path = kwargs.pop("saved_model_file", self.saved_model_file)
+    dataset = getattr(self, "train_dataset", None)
+    state = model_state(self.config, self.model, epoch)
+    state["vocabulary"] = {} if dataset is None else vocabulary(dataset)
+    state["cur_step"] = self.cur_step
+    state["best_valid_score"] = self.best_valid_score
+    state["optimizer"] = self.optimizer.state_dict()
+    save_checkpoint(path, state)
+    if verbose:
+        self.logger.info(f"Saving current: {path}")
+
+
+def resume_plain_checkpoint(self, resume_file):
+    """RecBole's ``Trainer.resume_checkpoint``, reading plain data.
+
+    As RecBole's, it restores weights, optimizer and counters, not the random generators;
+    ``run_recbole_hydra(resume=...)`` restores everything.
+    """
+    from recbole_hydra.checkpoint import load_checkpoint, restore_model
+    from recbole_hydra.errors import CheckpointError
+
+    state = load_checkpoint(resume_file, self.device)
+    if "optimizer" not in state:
+        raise CheckpointError(
+            f"{resume_file}: not written by RecBole's Trainer; continue it with --resume"
+        )
+    self.saved_model_file = str(resume_file)
+    self.start_epoch = state["epoch"] + 1
+    self.cur_step = state["cur_step"]
+    self.best_valid_score = state["best_valid_score"]
+    restore_model(self.model, state, resume_file)
+    self.optimizer.load_state_dict(state["optimizer"])
+    self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
+
+
+def _load_best_model_plainly(evaluate):
+    """RecBole's ``Trainer.evaluate``, reading the best model from plain data."""
+
+    @functools.wraps(evaluate)
+    def evaluate_plainly(
+        self, eval_data, load_best_model=True, model_file=None, show_progress=False
+    ):
+        from recbole_hydra.checkpoint import load_checkpoint, restore_model
+
+        if load_best_model and eval_data:
+            path = model_file or self.saved_model_file
+            restore_model(self.model, load_checkpoint(path, self.device), path)
+            self.logger.info(f"Loading model structure and parameters from {path}")
+        return evaluate(self, eval_data, load_best_model=False, show_progress=show_progress)
+
+    return evaluate_plainly
+
+
+def save_plain_pretrained_model(self, epoch, saved_model_file):
+    """RecBole's ``PretrainTrainer.save_pretrained_model``, writing plain data.
+
+    The models that read it (S3Rec, RaCT) call ``torch.load``, which takes plain data.
+    """
+    from recbole_hydra.checkpoint import model_state, save_checkpoint
+
+    save_checkpoint(saved_model_file, model_state(self.config, self.model, epoch))
+    self.saved_model_file = saved_model_file
+
+
+def _without_barrier(download):
+    """RecBole's ``Dataset._download``, which ends in a barrier of a process group.
+
+    In a run of one process there is none and the barrier raises after the files have arrived.
+    Delete when RecBole calls it only in runs of several processes.
+    """
+
+    @functools.wraps(download)
+    def download_without_barrier(self):
+        try:
+            download(self)
+        except (ValueError, RuntimeError):
+            arrived = os.path.join(self.dataset_path, f"{self.dataset_name}.inter")
+            if torch.distributed.is_initialized() or not os.path.isfile(arrived):
+                raise
+
+    return download_without_barrier
+
+
+# -- scipy ------------------------------------------------------------------------------------------
+
+
+class _DokMatrix(scipy.sparse.dok_matrix):
+    """scipy's ``dok_matrix`` with ``_update``, removed in scipy 1.13.
+
+    RecBole's graph models (LightGCN, NGCF, ...) fill their adjacency matrix with it. Delete when
+    RecBole builds them otherwise.
+    """
+
+    def _update(self, data):
+        self._dict.update(data)
+
+
+class _Scipy:
+    """``scipy.sparse`` as a module of RecBole sees it, with our ``dok_matrix``."""
+
+    dok_matrix = _DokMatrix
+
+    def __getattr__(self, name):
+        return getattr(scipy.sparse, name)
+
+
+def repair_model_module(module) -> None:
+    """Give a module of RecBole's models a ``dok_matrix`` that it can update."""
+    if getattr(module, "sp", None) is scipy.sparse and not hasattr(
+        scipy.sparse.dok_matrix, "_update"
+    ):
+        module.sp = _Scipy()

@@ -1,0 +1,422 @@
+"""RecBole's Config with our models, our defaults, and no key that goes unread unnoticed."""
+
+import ast
+import inspect
+import os
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import recbole
+import yaml
+from recbole.config import Config as RecBoleConfig
+from recbole.evaluator import metric_types
+from recbole.utils import EvaluatorType, ModelType
+
+from recbole_hydra.checks import did_you_mean
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.model import get_model
+
+#: The yaml of this package: beside the package in a checkout, inside it once installed.
+PROPERTIES = next(
+    folder
+    for folder in (Path(__file__).parent / "properties", Path(__file__).parents[1] / "properties")
+    if folder.is_dir()
+)
+
+#: Keys that hold lists although their default in RecBole's yaml does not show it.
+LIST_KEYS = {
+    "additional_feat_suffix",
+    "alias_of_entity_id",
+    "alias_of_item_id",
+    "alias_of_relation_id",
+    "alias_of_user_id",
+    "benchmark_filename",
+    "normalize_field",
+    "selected_features",
+}
+
+#: Keys that RecBole's entry points read before there is a Config.
+RUN_KEYS = {"model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset"}
+
+#: The keys of dict-valued settings. RecBole ignores any other key in them.
+NESTED_KEYS = {
+    "eval_args": {"split", "order", "group_by", "mode"},
+    "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
+}
+
+#: What turns BPR's negative sampling on where nobody asked for another.
+BPR_NEGATIVES = {"distribution": "uniform", "sample_num": 1}
+
+#: What RecBole writes where there is no negative sampling.
+_NO_SAMPLING = (None, "None", "none")
+
+
+def default_config(model: str) -> str:
+    """Return the path of our default yaml of ``model``, for RecBole's own ``Config``::
+
+        Config(model=Hydra, config_file_list=[default_config("Hydra"), "mine.yaml"])
+
+    Raises:
+        ConfigError: ``model`` is not one of this package's models.
+    """
+    path = PROPERTIES / "model" / f"{model}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        hint = did_you_mean(model, known) or f"; there are defaults for {', '.join(known)}"
+        raise ConfigError(f"default_config: no default configuration of {model!r}{hint}")
+    return str(path)
+
+
+def parse_value(text: str):
+    """Turn the text of a command-line or dict value into what it spells.
+
+    Python and yaml spellings of numbers, booleans, None, lists and dicts are understood; anything
+    else stays the string it is. Nothing is evaluated (RecBole calls ``eval``).
+    """
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    word = text.strip().lower()
+    if word in ("true", "false"):
+        return word == "true"
+    if word in ("none", "null", "~"):
+        return None
+    if text.strip()[:1] in ("[", "{"):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            pass
+    return text
+
+
+def parse_list(text: str) -> list:
+    """Split comma- or space-separated text into a list of parsed values."""
+    return [parse_value(item) for item in re.split(r"[,\s]+", text.strip("[]() ")) if item]
+
+
+def parse_arguments(argv: list[str]) -> dict[str, str]:
+    """Read ``--key=value`` and ``--key value`` arguments into a dict of strings.
+
+    Raises:
+        ConfigError: an argument that is neither, or a key given twice with different values.
+    """
+    arguments: dict[str, str] = {}
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
+        key, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not key:
+            raise ConfigError(f"command line: expected --key=value, got {argument!r}")
+        if not equals:
+            if not remaining or remaining[0].startswith("--"):
+                raise ConfigError(f"command line: --{key} has no value; write --{key}=value")
+            value = remaining.pop(0)
+        if arguments.setdefault(key, value) != value:
+            raise ConfigError(
+                f"command line: --{key} is given twice, as {arguments[key]!r} and {value!r}"
+            )
+    return arguments
+
+
+class Config(RecBoleConfig):
+    """RecBole's Config for our models and RecBole's, under our protocol.
+
+    Layers, each over the one before: RecBole's yaml, ours (``properties/overall.yaml``,
+    ``model/<model>.yaml``, ``dataset/<dataset>.yaml``), then the user's: files, dict, command line.
+    Differences from RecBole's:
+
+    - the command line is ``argv`` if given, never ``sys.argv``, which may be another program's;
+    - a key that nothing reads is an error that names the nearest known key; one that only other
+      models read is noted;
+    - ``train_neg_sample_args`` follows ``loss_type`` unless the user wrote it;
+    - keys missing from the user's ``eval_args`` keep their defaults;
+    - lists may be written comma- or space-separated, and no value is evaluated as code;
+    - ``use_gpu: False`` means the CPU, and ``CUDA_VISIBLE_DEVICES`` yields only to a ``gpu_id``
+      that the user wrote.
+
+    Args:
+        model: name or class. dataset: name. Both may come from a layer instead.
+        config_file_list: paths of yaml files, later ones over earlier ones.
+        config_dict: values by key.
+        argv: command-line arguments, ``["--learning_rate=0.01", ...]``.
+
+    Attributes:
+        notes: what was decided for the user, one line each, for the log of the run.
+
+    Raises:
+        ConfigError: an unknown model or key, a file or value that cannot be used.
+    """
+
+    def __init__(
+        self, model=None, dataset=None, config_file_list=None, config_dict=None, argv=()
+    ):
+        self.notes = []
+        self._argv = list(argv)
+        self._sources = []  # (where, {key: value}) of every layer the user wrote, for messages
+        config_dict = dict(config_dict) if config_dict else None  # RecBole converts it in place
+        super().__init__(model, dataset, config_file_list, config_dict)
+
+    # -- the user's layers ---------------------------------------------------------------------
+
+    def _load_config_files(self, file_list):
+        merged = {}
+        for file in file_list or []:
+            try:
+                with open(file, encoding="utf-8") as stream:
+                    values = yaml.load(stream, Loader=self.yaml_loader)
+            except OSError as error:
+                raise ConfigError(f"config file {file}: {error.strerror}") from error
+            except yaml.YAMLError as error:
+                line = " ".join(str(error).split())
+                raise ConfigError(f"config file {file}: not valid yaml: {line}") from error
+            if values is None:
+                continue  # an empty file
+            if not isinstance(values, dict):
+                raise ConfigError(f"config file {file}: expected 'key: value' lines")
+            self._sources.append((f"config file {file}", values))
+            merged.update(values)
+        return merged
+
+    def _load_variable_config_dict(self, config_dict):
+        values = self._convert_config_dict(config_dict) if config_dict else {}
+        self._sources.append(("config_dict", values))
+        return values
+
+    def _load_cmd_line(self):
+        values = self._convert_config_dict(parse_arguments(self._argv))
+        self._sources.append(("command line", values))
+        return values
+
+    def _convert_config_dict(self, config_dict):
+        return {
+            key: parse_value(value)
+            if isinstance(value, str) and key not in ("model", "dataset")
+            else value
+            for key, value in config_dict.items()
+        }
+
+    def _get_model_and_dataset(self, model, dataset):
+        model = model if model is not None else self.external_config_dict.get("model")
+        dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
+        for name, value in (("model", model), ("dataset", dataset)):
+            if value is None:
+                raise ConfigError(f"{name}: not given; pass --{name}=NAME, or {name}= in Python")
+        if isinstance(model, str):
+            return model, get_model(model), str(dataset)
+        return model.__name__, model, str(dataset)
+
+    # -- the layers below them -----------------------------------------------------------------
+
+    def _load_internal_config_dict(self, model, model_class, dataset):
+        super()._load_internal_config_dict(model, model_class, dataset)
+        # RecBole's defaults of models that predict clicks (AUC and the like) are their task; our
+        # ranking protocol is for models that rank.
+        metrics = {metric_types[name.lower()] for name in self.internal_config_dict["metrics"]}
+        sample = self.internal_config_dict["load_col"]
+        recbole_dataset = (
+            Path(recbole.__file__).parent / "properties" / "dataset" / f"{dataset}.yaml"
+        )
+        dataset_file = PROPERTIES / "dataset" / f"{dataset}.yaml"
+        if metrics == {EvaluatorType.RANKING}:
+            self._update_internal_config_dict(PROPERTIES / "overall.yaml")
+        else:
+            self.notes.append(
+                f"{model} predicts clicks in RecBole's defaults: their evaluation is kept"
+            )
+        for file in (PROPERTIES / "model" / f"{model}.yaml", dataset_file):
+            if file.is_file():
+                self._update_internal_config_dict(file)
+        self._known_columns = (
+            recbole_dataset.is_file()
+            or dataset_file.is_file()
+            or self.internal_config_dict["load_col"] != sample
+        )
+        self._check_keys(model_class)
+
+    def _check_keys(self, model_class):
+        """Refuse keys of the user's layers that nothing reads; note those only other models do."""
+        listed = {key for keys in self.parameters.values() for key in keys}
+        known = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
+        own = _keys_model_reads(model_class)
+        known |= own or set()
+        for where, values in self._sources:
+            for key, value in values.items():
+                if key not in known:
+                    hint = did_you_mean(key, known)
+                    if own is not None and key not in _keys_of_other_models():
+                        raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+                    self.notes.append(f"{where}: {model_class.__name__} does not read {key!r}{hint}")
+                if key in NESTED_KEYS and isinstance(value, dict):
+                    for nested in value:
+                        if nested not in NESTED_KEYS[key]:
+                            hint = did_you_mean(nested, NESTED_KEYS[key])
+                            raise ConfigError(f"{where}: unknown key {nested!r} in {key}{hint}")
+
+    def _get_final_config_dict(self):
+        for key, value in self.external_config_dict.items():
+            default = self.internal_config_dict.get(key)
+            self.external_config_dict[key] = self._fit_to_default(key, value, default)
+        final = super()._get_final_config_dict()
+        if self.internal_config_dict["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            self._choose_columns(final)
+        return final
+
+    @staticmethod
+    def _fit_to_default(key, value, default):
+        """Give a value the shape its key has: a list, a full ``eval_args``, a number."""
+        if key == "eval_args" and isinstance(value, dict):
+            return {**default, **value}
+        if key in LIST_KEYS or isinstance(default, list):
+            if isinstance(value, str):
+                return parse_list(value)
+            return list(value) if isinstance(value, tuple) else value
+        if isinstance(default, bool) and not isinstance(value, bool) and value is not None:
+            raise ConfigError(f"{key} must be True or False, got {value!r}")
+        if isinstance(default, (int, float)) and isinstance(value, str):
+            raise ConfigError(f"{key} must be a number, got {value!r}")
+        return value
+
+    def _choose_columns(self, final):
+        """Load users, items and times where neither the user nor a dataset's yaml names columns.
+
+        RecBole's default leaves the time column out, without which nothing can be ordered.
+        """
+        if "load_col" in self.external_config_dict or self._known_columns:
+            return
+        final["load_col"] = {
+            "inter": [final[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]
+        }
+        self.notes.append(f"load_col is not set: loading {final['load_col']}")
+
+    # -- values that depend on each other ------------------------------------------------------
+
+    def _set_default_parameters(self):
+        self._fit_negative_sampling()
+        self._check_metrics()
+        data_path = Path(self.final_config_dict["data_path"]) / self.dataset
+        super()._set_default_parameters()
+        if (data_path / f"{self.dataset}.inter").is_file():
+            # RecBole reads its own copy of ml-100k even where data_path has one.
+            self.final_config_dict["data_path"] = str(data_path)
+
+    def _fit_negative_sampling(self):
+        """Make ``train_neg_sample_args`` fit ``loss_type``, for models that train on either."""
+        final = self.final_config_dict
+        if hasattr(self.model_class, "input_type") or "loss_type" not in final:
+            return
+        loss_type = final["loss_type"]
+        if loss_type not in ("CE", "BPR"):
+            raise ConfigError(f"loss_type must be CE or BPR, got {loss_type!r}")
+        written = "train_neg_sample_args" in self.external_config_dict
+        sampling = final.get("train_neg_sample_args")
+        if isinstance(sampling, dict) and sampling.get("distribution") in _NO_SAMPLING:
+            sampling = None
+        if sampling in _NO_SAMPLING:
+            sampling = None
+        if written and (loss_type == "CE") != (sampling is None):
+            raise ConfigError(
+                f"train_neg_sample_args: {sampling} contradicts loss_type {loss_type}; "
+                + (
+                    "CE ranks all items and takes no negatives: remove train_neg_sample_args"
+                    if loss_type == "CE"
+                    else f"BPR needs negatives: remove it, or set {BPR_NEGATIVES}"
+                )
+            )
+        if loss_type == "CE" and sampling is not None:
+            self.notes.append("train_neg_sample_args is set to none, since loss_type is CE")
+            sampling = None
+        elif loss_type == "BPR" and sampling is None:
+            sampling = dict(BPR_NEGATIVES)
+            self.notes.append(
+                f"train_neg_sample_args is set to {sampling}, since loss_type is BPR"
+            )
+        final["train_neg_sample_args"] = sampling
+
+    def _check_metrics(self):
+        """Refuse metrics that do not exist, and a valid_metric that is not computed."""
+        final = self.final_config_dict
+        metrics, topk = final["metrics"], final["topk"]
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        for metric in metrics:
+            if metric.lower() not in metric_types:
+                hint = did_you_mean(metric, metric_types)
+                raise ConfigError(f"metrics: there is no metric {metric!r}{hint}")
+        topk = [topk] if isinstance(topk, int) else topk
+        if not isinstance(topk, list) or not all(isinstance(k, int) and k > 0 for k in topk):
+            raise ConfigError(f"topk must be positive integers, got {topk!r}")
+        ranking = any(metric_types[m.lower()] == EvaluatorType.RANKING for m in metrics)
+        computed = [f"{m}@{k}" for m in metrics for k in topk] if ranking else metrics
+        if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
+            raise ConfigError(
+                f"valid_metric: {final['valid_metric']} is not computed; metrics and topk give "
+                f"{', '.join(computed)}"
+            )
+
+    def _init_device(self):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None and "gpu_id" not in self.external_config_dict:
+            self.final_config_dict["gpu_id"] = visible  # a scheduler's assignment stands
+        super()._init_device()
+        if not self.final_config_dict["use_gpu"]:
+            import torch
+
+            self.final_config_dict["device"] = torch.device("cpu")
+
+
+# -- which keys are read, found in the sources that read them ---------------------------------------
+
+_READS_KEY = re.compile(
+    r"""config\[\s*["'](\w+)["']\s*\]          # config["key"], self.config['key']
+      | ["'](\w+)["']\s+(?:not\s+)?in\s+(?:self\.)?config\b   # "key" in config
+      | config\.get\(\s*["'](\w+)["']          # config.get("key")
+      | \.setting\(\s*["'](\w+)["']            # self.setting("key"), our models
+    """,
+    re.VERBOSE,
+)
+
+
+def _keys_in(text: str) -> set[str]:
+    return {key for match in _READS_KEY.finditer(text) for key in match.groups() if key}
+
+
+@lru_cache(maxsize=1)
+def _keys_recbole_reads() -> frozenset[str]:
+    """Keys that RecBole reads for any model, listed in its yaml or not (``encoding``, ...)."""
+    root = Path(recbole.__file__).parent
+    files = [path for path in root.rglob("*.py") if path.parent.parent.name != "model"]
+    return frozenset(key for path in files for key in _keys_in(path.read_text(encoding="utf-8")))
+
+
+@lru_cache(maxsize=1)
+def _keys_of_other_models() -> frozenset[str]:
+    """Keys that some model of RecBole or of ours reads or has a default for."""
+    root = Path(recbole.__file__).parent
+    keys = set()
+    for path in (root / "model").rglob("*.py"):
+        keys |= _keys_in(path.read_text(encoding="utf-8"))
+    for folder in (root / "properties" / "model", PROPERTIES / "model"):
+        for path in folder.glob("*.yaml"):
+            keys |= set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    return frozenset(keys)
+
+
+def _keys_model_reads(model_class: type) -> set[str] | None:
+    """Keys that a model class and its bases read, a user's own class included.
+
+    None where the source of a class cannot be found, as of one typed into a prompt.
+    """
+    keys = set()
+    for base in model_class.__mro__:
+        if base.__module__.split(".")[0] in ("builtins", "abc", "torch"):
+            continue
+        try:
+            keys |= _keys_in(inspect.getsource(sys.modules[base.__module__]))
+        except (OSError, TypeError, KeyError):
+            try:
+                keys |= _keys_in(inspect.getsource(base))
+            except (OSError, TypeError):
+                return None
+    return keys

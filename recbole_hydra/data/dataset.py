@@ -1,0 +1,191 @@
+"""Creating and splitting datasets through RecBole, with errors that say what is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import recbole
+import recbole.data
+import torch
+import yaml
+from recbole.utils import ModelType
+
+from recbole_hydra.checks import did_you_mean
+from recbole_hydra.errors import DatasetError
+
+
+def create_dataset(config):
+    """Create the dataset that ``config`` names, as RecBole's ``create_dataset``.
+
+    Raises:
+        DatasetError: no such dataset, a column that the config needs is not in its file, or no
+            interactions are left after filtering.
+    """
+    _check_files(config)
+    try:
+        dataset = recbole.data.create_dataset(config)
+    except ValueError as error:
+        if "feat is empty" in str(error):
+            raise DatasetError(
+                f"dataset {config['dataset']}: no interactions are left after filtering with "
+                f"{_filters(config)}; relax them"
+            ) from error
+        raise
+    if len(dataset.inter_feat) == 0:
+        raise DatasetError(f"dataset {config['dataset']}: its .inter file has no interactions")
+    return dataset
+
+
+def split_dataset(config, dataset):
+    """Split ``dataset`` and make its loaders, as RecBole's ``data_preparation``.
+
+    Returns:
+        ``(train_data, valid_data, test_data)``.
+
+    Raises:
+        DatasetError: no user has enough interactions to be split.
+    """
+    split = config["eval_args"]["split"] or {}
+    if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
+        # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
+        sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+        needed = 4 if sequential else 3
+        longest = int(dataset.inter_feat[dataset.uid_field].value_counts().max())
+        if longest < needed:
+            raise DatasetError(
+                f"dataset {config['dataset']}: no user is long enough to split: leaving one "
+                f"interaction out for validation and one for test takes a user with {needed} "
+                f"interactions, the longest has {longest}"
+            )
+    return recbole.data.data_preparation(config, dataset)
+
+
+def user_histories(dataset) -> dict:
+    """Every user's items in time order, of a dataset that has not been split yet.
+
+    The order is that of RecBole's ``SequentialDataset``: times as float32, ties in file order.
+
+    Returns:
+        ``{"items": int32 (interactions,), "start": int64 (users + 1,)}``; the history of internal
+        user id u is ``items[start[u]:start[u + 1]]``. Empty where the dataset has no times.
+    """
+    frame = dataset.inter_feat
+    if dataset.time_field not in frame:
+        return {}
+    users = frame[dataset.uid_field].to_numpy()
+    times = frame[dataset.time_field].to_numpy().astype(np.float32)
+    order = np.lexsort((times, users))  # stable: by user, then time, then position in the file
+    items = frame[dataset.iid_field].to_numpy()[order].astype(np.int32)
+    start = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
+    return {"items": torch.from_numpy(items), "start": torch.from_numpy(start.astype(np.int64))}
+
+
+class Vocabulary:
+    """The raw ids of users and items by internal id, as a checkpoint keeps them.
+
+    It stands in for a dataset where a model only asks for the number of users or items.
+
+    Args:
+        config: the Config the ids were made under.
+        tokens: ``{"user": [raw ids], "item": [raw ids]}``, row 0 the padding.
+    """
+
+    def __init__(self, config, tokens: dict):
+        self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
+        self.field2id_token = {
+            field: tokens[name]
+            for name, field in (("user", self.uid_field), ("item", self.iid_field))
+            if name in tokens
+        }
+        self.field2token_id = {
+            field: {token: index for index, token in enumerate(ids)}
+            for field, ids in self.field2id_token.items()
+        }
+
+    def num(self, field) -> int:
+        """Number of internal ids of ``field``, the padding included."""
+        return len(self.field2id_token[field])
+
+    @property
+    def user_num(self) -> int:
+        return self.num(self.uid_field)
+
+    @property
+    def item_num(self) -> int:
+        return self.num(self.iid_field)
+
+    def internal_id(self, field, raw_id) -> int:
+        """Return the internal id of a raw id.
+
+        Raises:
+            DatasetError: the raw id is not in the vocabulary.
+        """
+        index = self.field2token_id[field].get(str(raw_id), 0)
+        if index == 0:
+            raise DatasetError(
+                f"{field} {raw_id!r} is not in the checkpoint's vocabulary of "
+                f"{self.num(field) - 1} ids"
+            )
+        return index
+
+
+def _check_files(config):
+    name, folder = config["dataset"], Path(config["data_path"])
+    if not folder.exists():
+        downloads = Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml"
+        downloadable = yaml.safe_load(downloads.read_text(encoding="utf-8"))
+        if name in downloadable:
+            return  # RecBole fetches it
+        present = {p.name for p in folder.parent.glob("*/") if list(p.glob("*.inter"))}
+        hint = did_you_mean(name, [*present, "ml-100k", *downloadable])
+        raise DatasetError(
+            f"dataset {name}: there is no folder {folder}{hint or ';'} pass --data_path=FOLDER "
+            f"with FOLDER/{name}/{name}.inter in it"
+        )
+    suffixes = [f"{part}.inter" for part in config["benchmark_filename"] or []] or ["inter"]
+    for suffix in suffixes:
+        path = folder / f"{name}.{suffix}"
+        if not path.is_file():
+            raise DatasetError(
+                f"dataset {name}: {path} is missing; the folder and its files carry the dataset's "
+                "name"
+            )
+        _check_columns(config, path)
+
+
+def _check_columns(config, path):
+    """Raise DatasetError for a column of .inter that the config needs and the file lacks."""
+    with open(path, encoding=config["encoding"]) as file:
+        header = file.readline().rstrip("\r\n").split(config["field_separator"])
+    columns = [column.partition(":")[0] for column in header]
+    load_col = config["load_col"]
+    wanted = load_col.get("inter", []) if load_col else "*"
+    if wanted == "*":
+        wanted = columns
+    fields = ["USER_ID_FIELD", "ITEM_ID_FIELD"]
+    if config["eval_args"]["order"] == "TO":
+        fields.append("TIME_FIELD")
+    for column in wanted:
+        if column not in columns:
+            raise DatasetError(
+                f"dataset {config['dataset']}: load_col asks for column {column!r}, {path} has "
+                f"{', '.join(columns)}{did_you_mean(column, columns)}"
+            )
+    for field in fields:
+        if config[field] not in columns:
+            raise DatasetError(
+                f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
+                f"it has {', '.join(columns)}; set {field} to the one that is meant"
+            )
+        if config[field] not in wanted:
+            raise DatasetError(
+                f"dataset {config['dataset']}: column {config[field]!r} ({field}) is not loaded; "
+                f"add it to load_col: {{inter: [{', '.join(wanted)}, {config[field]}]}}"
+            )
+
+
+def _filters(config) -> str:
+    """The filter settings of ``config`` that are set, for a message."""
+    keys = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
+    unset = (None, "[0,inf)")
+    found = [f"{key}={config[key]}" for key in keys if config[key] not in unset]
+    return ", ".join(found) or "the config's filters"

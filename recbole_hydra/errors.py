@@ -1,0 +1,29 @@
+"""The errors a user of recbole_hydra can cause.
+
+Every message is one line: what was wrong, where, and what to do. The command line prints just that
+line; from Python the classes below can be caught, together as :class:`RecBoleHydraError`.
+"""
+
+
+class RecBoleHydraError(ValueError):
+    """Base of all errors raised for bad input."""
+
+
+class ConfigError(RecBoleHydraError):
+    """A config key or value that cannot be used."""
+
+
+class DatasetError(RecBoleHydraError):
+    """A dataset that is missing, lacks a column, or is too small for the protocol."""
+
+
+class CheckpointError(RecBoleHydraError):
+    """A checkpoint that cannot be written, read, or trusted."""
+
+
+class BackendError(RecBoleHydraError):
+    """A named backend of an operation that is not available or does not fit the call."""
+
+
+class TrainingError(RecBoleHydraError):
+    """Training that cannot go on, such as a loss that is not a number."""

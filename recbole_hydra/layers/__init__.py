@@ -1,0 +1,6 @@
+"""``nn.Module``s built on :mod:`recbole_hydra.ops`. Nothing here imports RecBole."""
+
+from recbole_hydra.layers.mamba import Mamba, MultiHeadMamba
+from recbole_hydra.layers.rotary import RotaryPositions
+
+__all__ = ["Mamba", "MultiHeadMamba", "RotaryPositions"]

@@ -1,0 +1,145 @@
+"""The Mamba block, and v small Mamba blocks side by side without a loop over them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from recbole_hydra.checks import positive_int
+from recbole_hydra.ops import causal_conv1d, selective_scan
+
+
+def _initial_A_log(channels, d_state):
+    """log of A = -(1 .. d_state) in every channel (S4D-real, arXiv 2206.11893)."""
+    return torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(channels, 1)
+
+
+def _initial_dt_bias(channels, dt_min=1e-3, dt_max=0.1, floor=1e-4):
+    """Biases whose softplus, the step sizes, are log-uniform in [dt_min, dt_max]."""
+    dt = torch.exp(
+        torch.rand(channels) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
+    ).clamp(min=floor)
+    return dt + torch.log(-torch.expm1(-dt))  # inverse of softplus
+
+
+class Mamba(nn.Module):
+    """The Mamba block (Gu and Dao 2023, arXiv 2312.00752, figure 3).
+
+    ::
+
+        x, z = split(W_in h);   x = SiLU(conv(x));   dt, B, C = split(W_x x)
+        y = scan(x, softplus(W_dt dt + b_dt), -exp(A_log), B, C, D) * SiLU(z);   out = W_out y
+
+    Parameters carry the names and shapes of mamba-ssm's ``Mamba``, so state_dicts are exchanged.
+
+    Args:
+        d_model: width of input and output.
+        d_state: states per channel.
+        d_conv: width of the convolution.
+        expand: inner channels per ``d_model``.
+        scan_backend: see :func:`recbole_hydra.ops.selective_scan`.
+
+    Raises:
+        ConfigError: a size that is not a positive integer.
+    """
+
+    def __init__(self, d_model, d_state=16, d_conv=4, expand=2, scan_backend="auto"):
+        super().__init__()
+        positive_int("d_model", d_model)
+        positive_int("d_state", d_state)
+        positive_int("d_conv", d_conv)
+        d_inner = positive_int("expand", expand) * d_model
+        dt_rank = math.ceil(d_model / 16)
+        self.sizes = [dt_rank, d_state, d_state]  # of what x_proj computes: dt, B, C
+        self.scan_backend = scan_backend
+
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        # An nn.Conv1d only to hold its parameters under mamba-ssm's names, with their
+        # initialisation; the op computes.
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.x_proj = nn.Linear(d_inner, sum(self.sizes), bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        self.A_log = nn.Parameter(_initial_A_log(d_inner, d_state))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+
+        nn.init.uniform_(self.dt_proj.weight, -(dt_rank**-0.5), dt_rank**-0.5)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(_initial_dt_bias(d_inner))
+
+    def forward(self, hidden):
+        """Map (batch, length, d_model) to (batch, length, d_model); position t sees up to t."""
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        x = causal_conv1d(x, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
+        dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
+        y = selective_scan(
+            x,
+            F.softplus(self.dt_proj(dt)),
+            -torch.exp(self.A_log),
+            B.unsqueeze(2),  # one group: (batch, length, 1, d_state)
+            C.unsqueeze(2),
+            self.D,
+            backend=self.scan_backend,
+        )
+        return self.out_proj(y * F.silu(z))
+
+
+class MultiHeadMamba(nn.Module):
+    """One small Mamba per head, all heads at once (multi-head latent Mamba, arXiv 2504.07398).
+
+    Head i is exactly a :class:`Mamba` of width ``head_dim`` with parameters of its own. The heads'
+    projections are batched matrix products; their channels lie side by side and go through one
+    convolution and one scan, in which they are the groups.
+
+    Args:
+        num_heads: v, the number of heads.
+        head_dim: width of one head.
+        d_state, d_conv, expand, scan_backend: as in :class:`Mamba`, per head.
+
+    Raises:
+        ConfigError: a size that is not a positive integer.
+    """
+
+    def __init__(
+        self, num_heads, head_dim, d_state=16, d_conv=4, expand=1, scan_backend="auto"
+    ):
+        super().__init__()
+        v = positive_int("num_heads", num_heads)
+        positive_int("head_dim", head_dim)
+        positive_int("d_state", d_state)
+        positive_int("d_conv", d_conv)
+        d_inner = positive_int("expand", expand) * head_dim  # of one head
+        dt_rank = math.ceil(head_dim / 16)
+        self.sizes = [dt_rank, d_state, d_state]  # of what x_proj computes per head: dt, B, C
+        self.scan_backend = scan_backend
+
+        def uniform(*shape, fan_in):  # nn.Linear's and nn.Conv1d's initialisation
+            return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
+
+        # Weights of all heads, one matrix (out, in) per head.
+        self.in_proj = uniform(v, 2 * d_inner, head_dim, fan_in=head_dim)
+        self.conv_weight = uniform(v * d_inner, d_conv, fan_in=d_conv)
+        self.conv_bias = uniform(v * d_inner, fan_in=d_conv)
+        self.x_proj = uniform(v, sum(self.sizes), d_inner, fan_in=d_inner)
+        self.dt_proj = uniform(v, d_inner, dt_rank, fan_in=dt_rank)
+        self.dt_bias = nn.Parameter(_initial_dt_bias(v * d_inner))
+        self.A_log = nn.Parameter(_initial_A_log(v * d_inner, d_state))
+        self.D = nn.Parameter(torch.ones(v * d_inner))
+        self.out_proj = uniform(v, head_dim, d_inner, fan_in=d_inner)
+
+    def forward(self, X):
+        """Map X, (batch, length, heads, head_dim), head by head, to the same shape."""
+        x, z = _per_head(X, self.in_proj).chunk(2, dim=-1)  # (batch, length, heads, d_inner)
+        x = causal_conv1d(x.flatten(2), self.conv_weight, self.conv_bias, activation="silu")
+        dt, B, C = _per_head(x.unflatten(2, z.shape[2:]), self.x_proj).split(self.sizes, dim=-1)
+        delta = F.softplus(_per_head(dt, self.dt_proj).flatten(2) + self.dt_bias)
+        y = selective_scan(
+            x, delta, -torch.exp(self.A_log), B, C, self.D, backend=self.scan_backend
+        )
+        return _per_head(y.unflatten(2, z.shape[2:]) * F.silu(z), self.out_proj)
+
+
+def _per_head(x, weight):
+    """Multiply head i of x, (batch, length, heads, in), by weight[i], (heads, out, in)."""
+    return torch.einsum("blvi,voi->blvo", x, weight)

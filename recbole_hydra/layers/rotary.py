@@ -1,0 +1,41 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."""
+
+import torch
+from torch import nn
+
+from recbole_hydra.checks import positive_int, positive_number
+from recbole_hydra.errors import ConfigError
+
+
+class RotaryPositions(nn.Module):
+    """Rotate pairs of features of each head by angles that grow with the position.
+
+    Feature i is paired with feature i + head_dim / 2 and turned by t * base^(-2 i / head_dim) at
+    position t, so that inner products of rotated vectors depend on their distance in time.
+
+    Args:
+        head_dim: width of a head, even.
+        base: base of the geometric series of wave lengths.
+
+    Raises:
+        ConfigError: odd ``head_dim``, or a base that is not a positive number.
+    """
+
+    def __init__(self, head_dim: int, base: float = 10_000.0):
+        super().__init__()
+        if positive_int("head_dim", head_dim) % 2:
+            raise ConfigError(
+                f"head_dim must be even, since rotary positions turn pairs of features, "
+                f"got {head_dim}"
+            )
+        positive_number("rope_base", base)
+        frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        self.register_buffer("frequency", frequency.float(), persistent=False)
+
+    def forward(self, x, offset: int = 0):
+        """Rotate ``x``, (batch, length, heads, head_dim), whose first row has position ``offset``."""
+        position = torch.arange(offset, offset + x.shape[1], device=x.device)
+        angle = (position[:, None] * self.frequency)[:, None]  # (length, 1, head_dim / 2)
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

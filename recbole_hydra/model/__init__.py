@@ -1,0 +1,45 @@
+"""Models by name: ours first, then RecBole's."""
+
+import importlib
+from functools import lru_cache
+from pathlib import Path
+
+import recbole
+from recbole.utils import get_model as get_recbole_model
+
+from recbole_hydra import compat
+from recbole_hydra.checks import did_you_mean
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.model.sequential_recommender import Hydra, Mamba4Rec
+
+#: The models of this package.
+MODELS = {"Hydra": Hydra, "Mamba4Rec": Mamba4Rec}
+
+
+@lru_cache(maxsize=1)
+def recbole_model_names() -> tuple[str, ...]:
+    """The names of RecBole's models, read off its default yaml files."""
+    folder = Path(recbole.__file__).parent / "properties" / "model"
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml")))
+
+
+def get_model(name: str) -> type:
+    """Return the model class called ``name``, as RecBole's ``get_model`` does for its own.
+
+    Raises:
+        ConfigError: no such model (the nearest name is offered), or one that needs a library which
+            is not installed.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    try:
+        model = get_recbole_model(name)
+    except (ValueError, AttributeError):
+        hint = did_you_mean(name, [*MODELS, *recbole_model_names()])
+        raise ConfigError(f"model: there is no model {name!r}{hint}") from None
+    except ImportError as error:
+        raise ConfigError(
+            f"model: {name} needs a library that is not installed: {error}; pip install it"
+        ) from error
+    compat.repair_model_module(importlib.import_module(model.__module__))
+    return model

@@ -1,0 +1,6 @@
+"""Sequential recommenders, one file per model."""
+
+from recbole_hydra.model.sequential_recommender.hydra import Hydra
+from recbole_hydra.model.sequential_recommender.mamba4rec import Mamba4Rec
+
+__all__ = ["Hydra", "Mamba4Rec"]

@@ -1,0 +1,97 @@
+"""Mamba4Rec (Liu et al. 2024, arXiv 2403.03900)."""
+
+import torch.nn.functional as F
+from torch import nn
+
+from recbole_hydra.checks import boolean, positive_int, probability
+from recbole_hydra.layers import Mamba
+from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
+
+
+class Mamba4Rec(StateSpaceRecommender):
+    """Mamba for sequential recommendation: the first selective-state-space sequential recommender.
+
+    ::
+
+        H = LayerNorm(Dropout(Embedding(items)))                       section 3.2
+        N times:                                                       section 3.3
+            H = LayerNorm(Dropout(Mamba(H)) [+ H, only when N > 1])
+            H = LayerNorm(Dropout(W_2 Dropout(GELU(W_1 H))) + H)
+        scores = <H at the last item, item embeddings>                 section 3.4
+
+    ``state_dict`` keys and shapes are those of the authors' release. So is the initialisation: it
+    overwrites every Linear, Mamba's own ones included, with N(0, 0.02) and zero biases, which
+    discards Mamba's initial step sizes; ``keep_mamba_init: True`` keeps them.
+
+    Config keys: hidden_size, num_layers, dropout_prob, d_state, d_conv, expand, keep_mamba_init,
+    loss_type (CE or BPR), scan_backend. Defaults: ``properties/model/Mamba4Rec.yaml``.
+
+    Raises:
+        ConfigError: a key that is missing or out of range.
+    """
+
+    def __init__(self, config, dataset):
+        super().__init__(config, dataset)
+        hidden_size = positive_int("hidden_size", self.setting("hidden_size"))
+        num_layers = positive_int("num_layers", self.setting("num_layers"))
+        dropout = probability("dropout_prob", self.setting("dropout_prob"))
+        mamba = {key: self.setting(key) for key in ("d_state", "d_conv", "expand", "scan_backend")}
+        keep_mamba_init = boolean("keep_mamba_init", self.setting("keep_mamba_init"))
+
+        self.item_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+        self.mamba_layers = nn.ModuleList(
+            MambaLayer(hidden_size, dropout, residual=num_layers > 1, **mamba)
+            for _ in range(num_layers)
+        )
+
+        kept = set()
+        if keep_mamba_init:
+            kept = {m for layer in self.mamba_layers for m in layer.mamba.modules()}
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)) and module not in kept:
+                nn.init.normal_(module.weight, std=0.02)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+        del self._config
+
+    def encode(self, item_seq):
+        """Map item ids, (batch, length), to states, (batch, length, hidden_size)."""
+        H = self.LayerNorm(self.dropout(self.item_embedding(item_seq)))
+        for layer in self.mamba_layers:
+            H = layer(H)
+        return H
+
+
+class MambaLayer(nn.Module):
+    """A Mamba block and a feed-forward network, each followed by LayerNorm."""
+
+    def __init__(self, hidden_size, dropout, residual, **mamba):
+        super().__init__()
+        self.residual = residual
+        self.mamba = Mamba(hidden_size, **mamba)
+        self.dropout = nn.Dropout(dropout)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.ffn = FeedForward(hidden_size, 4 * hidden_size, dropout)
+
+    def forward(self, H):
+        """(batch, length, hidden_size) to the same."""
+        out = self.dropout(self.mamba(H))
+        return self.ffn(self.LayerNorm(out + H if self.residual else out))
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward network with GELU, residual and LayerNorm."""
+
+    def __init__(self, hidden_size, inner_size, dropout):
+        super().__init__()
+        self.w_1 = nn.Linear(hidden_size, inner_size)
+        self.w_2 = nn.Linear(inner_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
+
+    def forward(self, H):
+        """(batch, length, hidden_size) to the same."""
+        out = self.dropout(self.w_2(self.dropout(F.gelu(self.w_1(H)))))
+        return self.LayerNorm(out + H)

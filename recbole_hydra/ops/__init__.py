@@ -1,0 +1,10 @@
+"""Pure functions on tensors, one folder per operation.
+
+Each folder holds ``naive.py``, the short version that is also the specification, beside the fast
+backends that are tested against it. Nothing here imports RecBole.
+"""
+
+from recbole_hydra.ops.causal_conv1d import causal_conv1d
+from recbole_hydra.ops.selective_scan import selective_scan
+
+__all__ = ["causal_conv1d", "selective_scan"]

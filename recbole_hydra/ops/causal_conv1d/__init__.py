@@ -1,0 +1,109 @@
+"""Causal depthwise convolution: the short filter in front of Mamba's scan."""
+
+import torch.nn.functional as F
+
+from recbole_hydra.errors import BackendError
+from recbole_hydra.ops.causal_conv1d.causal_conv1d_cuda import (
+    INSTALL_HINT,
+    causal_conv1d_cuda,
+    load_kernel,
+)
+from recbole_hydra.ops.causal_conv1d.naive import causal_conv1d_naive
+from recbole_hydra.ops.causal_conv1d.torch_conv import causal_conv1d_torch
+
+__all__ = ["BACKENDS", "causal_conv1d"]
+
+BACKENDS = ("causal_conv1d", "torch", "naive")
+
+
+def causal_conv1d(
+    x,
+    weight,
+    bias=None,
+    initial_state=None,
+    return_final_state=False,
+    activation=None,
+    backend="auto",
+):
+    """Depthwise convolution over time whose output t sees x up to t.
+
+    ::
+
+        y_t = activation(bias + sum_k weight[:, k] x_{t - width + 1 + k})
+
+    Args:
+        x: (batch, length, channels), length >= 1.
+        weight: (channels, width).
+        bias: (channels,), or None.
+        initial_state: the ``width - 1`` inputs before x, oldest first, (batch, channels,
+            width - 1); zero if None.
+        return_final_state: also return the last ``width - 1`` inputs, the next call's
+            ``initial_state``.
+        activation: None, "silu" or "swish" (the same).
+        backend: "naive", "torch" (both any device and dtype), "causal_conv1d" (CUDA, widths 2 to
+            4, no states) or "auto", the fastest of them that fits the call.
+
+    Returns:
+        y, (batch, length, channels); with ``return_final_state`` the pair (y, final_state).
+
+    Raises:
+        BackendError: a shape that does not fit, an unknown backend or activation, or a named
+            backend that is not available or does not fit the call.
+    """
+    _check(x, weight, bias, initial_state, activation)
+    with_states = initial_state is not None or return_final_state
+    if backend == "auto":
+        backend = "torch" if _cuda_objection(x, weight, with_states) else "causal_conv1d"
+    elif backend not in BACKENDS:
+        raise BackendError(
+            f"causal_conv1d: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
+        )
+    elif backend == "causal_conv1d" and (objection := _cuda_objection(x, weight, with_states)):
+        raise BackendError(f"causal_conv1d: backend {backend!r} cannot be used: {objection}")
+
+    if backend == "causal_conv1d":
+        return causal_conv1d_cuda(x, weight, bias, activation)
+    conv = causal_conv1d_torch if backend == "torch" else causal_conv1d_naive
+    y, final_state = conv(x, weight, bias, initial_state)
+    if activation is not None:
+        y = F.silu(y)
+    return (y, final_state) if return_final_state else y
+
+
+def _cuda_objection(x, weight, with_states):
+    """Say why the CUDA kernel cannot take this call, or return None."""
+    if x.device.type != "cuda":
+        return f"it runs on CUDA only, the input is on {x.device}; use torch or naive"
+    if load_kernel()[0] is None:
+        return f"causal-conv1d's kernel is not importable ({load_kernel()[1]}); {INSTALL_HINT}"
+    if not 2 <= weight.shape[1] <= 4:
+        return f"its kernel takes widths 2 to 4, got {weight.shape[1]}; use torch"
+    if with_states:
+        return "states are not passed to its kernel; use torch"
+    return None
+
+
+def _check(x, weight, bias, initial_state, activation):
+    """Raise BackendError naming the first argument that does not fit."""
+    if activation not in (None, "silu", "swish"):
+        raise BackendError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
+    if x.dim() != 3 or x.shape[1] < 1:
+        raise BackendError(
+            f"causal_conv1d: x must be (batch, length >= 1, channels), got {tuple(x.shape)}"
+        )
+    batch, _, channels = x.shape
+    if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 1:
+        raise BackendError(
+            f"causal_conv1d: weight must be (channels={channels}, width >= 1), "
+            f"got {tuple(weight.shape)}"
+        )
+    expected = {
+        "bias": (bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, weight.shape[1] - 1)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise BackendError(
+                f"causal_conv1d: {name} must be {shape} to fit x {tuple(x.shape)} and weight "
+                f"{tuple(weight.shape)}, got {tuple(tensor.shape)}"
+            )

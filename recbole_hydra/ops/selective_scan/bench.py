@@ -1,0 +1,127 @@
+"""Time the selective scan on this machine's CPU against mambapy's pscan and the naive loop.
+
+    python -m recbole_hydra.ops.selective_scan.bench [--repeats=5] [--markdown=FILE]
+
+All sides run in one process on the same inputs, alternating; a cell is the median and, in brackets,
+the range of forward + backward in milliseconds. mambapy comes with ``pip install
+'recbole-hydra[test]'``; without it its column says so.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+
+import torch
+
+from recbole_hydra.ops.selective_scan import selective_scan
+
+#: (batch, length, channels, d_state, groups)
+SHAPES = [
+    (64, 200, 128, 16, 1),
+    (64, 200, 128, 32, 1),
+    (64, 200, 128, 16, 4),
+    (64, 200, 128, 16, 16),
+]
+
+
+def make_inputs(batch, length, channels, d_state, groups, seed=0):
+    """Random inputs of the sizes a trained Mamba has: u, delta, A, B, C, D."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    u = normal(batch, length, channels)
+    delta = torch.nn.functional.softplus(normal(batch, length, channels) - 3)
+    A = -torch.arange(1.0, d_state + 1).repeat(channels, 1)
+    B = normal(batch, length, groups, d_state)
+    C = normal(batch, length, groups, d_state)
+    return [x.requires_grad_() for x in (u, delta, A, B, C, normal(channels))]
+
+
+def _pscan():
+    """mambapy's parallel scan with our signature, one group; None where it is not installed."""
+    try:
+        from mambapy.pscan import pscan
+    except ImportError:
+        return None
+
+    def scan(u, delta, A, B, C, D):
+        decay = torch.exp(delta[..., None] * A)  # (batch, length, channels, d_state)
+        h = pscan(decay, (delta * u)[..., None] * B)  # B broadcasts over channels
+        return (h @ C.squeeze(2)[..., None]).squeeze(-1) + D * u
+
+    return scan
+
+
+def _milliseconds(scan, inputs, grad):
+    for x in inputs:
+        x.grad = None
+    start = time.perf_counter()
+    scan(*inputs).backward(grad)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(shape, repeats):
+    """Return ``{side: [milliseconds]}`` of ``repeats`` alternating forward + backward passes."""
+    inputs = make_inputs(*shape)
+    grad = torch.ones_like(inputs[0])
+    sides = {
+        "numba": lambda *x: selective_scan(*x, backend="numba"),
+        "naive": lambda *x: selective_scan(*x, backend="naive"),
+    }
+    if shape[-1] == 1 and _pscan() is not None:
+        sides["pscan"] = _pscan()
+    _milliseconds(sides["numba"], inputs, grad)  # compiles
+    times = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, scan in sides.items():
+            times[name].append(_milliseconds(scan, inputs, grad))
+    return times
+
+
+def table(repeats):
+    """Measure every shape and return the table as markdown text."""
+    lines = [
+        f"Forward + backward, ms, median of {repeats} [min-max]; {platform.processor() or 'CPU'} "
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"python {platform.python_version()}",
+        "",
+        "| batch, length, channels | d_state | groups | numba | naive | mambapy pscan |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape in SHAPES:
+        times = measure(shape, repeats)
+        cells = []
+        for side in ("numba", "naive", "pscan"):
+            ms = times.get(side)
+            if ms:
+                cells.append(f"{statistics.median(ms):.0f} [{min(ms):.0f}-{max(ms):.0f}]")
+            elif side == "pscan" and shape[-1] > 1:
+                cells.append("no groups")
+            else:
+                cells.append("not installed")
+        batch, length, channels, d_state, groups = shape
+        lines.append(
+            f"| {batch}, {length}, {channels} | {d_state} | {groups} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m recbole_hydra.ops.selective_scan.bench", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
+    args = parser.parse_args(argv)
+    text = table(args.repeats)
+    print(text)
+    if args.markdown:
+        with open(args.markdown, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

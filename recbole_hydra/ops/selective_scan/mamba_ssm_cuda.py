@@ -1,0 +1,49 @@
+"""The selective scan of the mamba-ssm package: its CUDA kernel, called with our layout.
+
+The kernel (``selective_scan_cuda``) is compiled or downloaded when mamba-ssm is installed, so it
+can be missing although the package is there. It takes no initial state and its backward pass
+ignores a gradient that arrives through the final state; calls that need either are not for it.
+"""
+
+from functools import lru_cache
+from importlib import import_module
+
+INSTALL_HINT = (
+    "install it on a machine with CUDA: pip install --no-build-isolation 'recbole-hydra[cuda]' "
+    "(mamba-ssm built from its main branch needs MAMBA_KEEP_CUDA_BUILD=TRUE)"
+)
+
+
+@lru_cache(maxsize=1)
+def load_kernel():
+    """Return ``(selective_scan_fn, None)`` of mamba-ssm, or ``(None, why not)``.
+
+    The kernel is imported first: without it mamba_ssm either fails to import or fails at the call.
+    """
+    try:
+        import_module("selective_scan_cuda")
+        interface = import_module("mamba_ssm.ops.selective_scan_interface")
+        return interface.selective_scan_fn, None
+    except Exception as error:  # a broken build raises anything from ImportError to OSError
+        return None, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def selective_scan_mamba_ssm(u, delta, A, B, C, D=None):
+    """Call the kernel. CUDA tensors; shapes as in the dispatcher; the state starts at zero.
+
+    Returns ``(y, final_state)``; the final state carries no gradient.
+    """
+    kernel, _ = load_kernel()
+    # Ours is (batch, length, channels) and (batch, length, groups, d_state); the kernel's is
+    # (batch, channels, length) and (batch, groups, d_state, length). It wants B and C in the
+    # dtype of u, and A and D in float32.
+    y, final_state = kernel(
+        u.transpose(1, 2).contiguous(),
+        delta.transpose(1, 2).contiguous().to(u.dtype),
+        A.float(),
+        B.permute(0, 2, 3, 1).contiguous().to(u.dtype),
+        C.permute(0, 2, 3, 1).contiguous().to(u.dtype),
+        None if D is None else D.float(),
+        return_last_state=True,
+    )
+    return y.transpose(1, 2), final_state.detach()

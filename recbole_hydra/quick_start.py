@@ -1,0 +1,252 @@
+"""One call from settings to result, and back from a checkpoint to the model and the data."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from recbole.data.transform import construct_transform
+from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color
+
+from recbole_hydra import checkpoint
+from recbole_hydra.config import Config
+from recbole_hydra.data import Vocabulary, create_dataset, split_dataset, user_histories
+from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
+from recbole_hydra.model import get_model
+from recbole_hydra.trainer import get_trainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_recbole_hydra(
+    model=None,
+    dataset=None,
+    config_file_list=None,
+    config_dict=None,
+    saved=True,
+    resume=None,
+    argv=(),
+):
+    """Train a model, ours or RecBole's, choose the best epoch on validation, and test it once.
+
+    Args:
+        model: name or class; dataset: name. Both may come from the config instead.
+        config_file_list, config_dict, argv: the user's layers; see
+            :class:`~recbole_hydra.config.Config`.
+        saved: write checkpoints and test the best epoch; without, the last epoch is tested.
+        resume: the ``.last.pth`` of a run that was killed. Its settings are taken from there; those
+            given here go over them, as ``epochs``, and are logged.
+
+    Returns:
+        RecBole's result (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``,
+        ``test_result``) and ``wall_seconds`` (of this call), ``epochs_run`` (of the whole run),
+        ``parameters`` (``item_table``, ``other``, ``total``), ``history`` (one dict per epoch, see
+        :class:`~recbole_hydra.trainer.ResumableTrainer`), ``best_checkpoint`` and
+        ``last_checkpoint`` (paths, None if not saved).
+
+    Raises:
+        RecBoleHydraError: bad input, in one line; see :mod:`recbole_hydra.errors`.
+    """
+    start = time.perf_counter()
+    layers = (config_file_list, config_dict, argv)
+    state = None
+    if resume is None:
+        config = Config(model, dataset, *layers)
+    else:
+        if not saved:
+            raise ConfigError("saved: a resumed run writes into the files of the run it continues")
+        state = checkpoint.load_checkpoint(resume)
+        config = _config_of(state, resume, model, dataset, *layers)
+    init_seed(config["seed"], config["reproducibility"])
+    _start_log(config)
+
+    full = create_dataset(config)
+    root_logger = logging.getLogger()
+    root_logger.info(full)
+    vocabulary, histories = checkpoint.vocabulary(full), user_histories(full)
+    if state is not None:
+        _check_vocabulary(state, vocabulary, resume)
+    train_data, valid_data, test_data = split_dataset(config, full)
+
+    init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
+    recommender = config.model_class(config, train_data._dataset).to(config["device"])
+    root_logger.info(recommender)
+    transform = construct_transform(config)
+    flops = get_flops(recommender, full, config["device"], root_logger, transform)
+    root_logger.info(set_color("FLOPs", "blue") + f": {flops}")
+
+    trainer = get_trainer(config)(config, recommender)
+    if hasattr(trainer, "describe_data"):
+        trainer.describe_data(vocabulary, histories)
+    if state is not None:
+        trainer.resume(resume, state)
+    best_score, best_result = trainer.fit(
+        train_data, valid_data, saved=saved, show_progress=config["show_progress"]
+    )
+    test_result = trainer.evaluate(
+        test_data, load_best_model=saved, show_progress=config["show_progress"]
+    )
+
+    history = getattr(trainer, "history", [])
+    result = {
+        "best_valid_score": best_score,
+        "valid_score_bigger": config["valid_metric_bigger"],
+        "best_valid_result": best_result,
+        "test_result": test_result,
+        "wall_seconds": time.perf_counter() - start,
+        "epochs_run": len(history),
+        "parameters": count_parameters(recommender, full.item_num),
+        "history": history,
+        "best_checkpoint": str(trainer.saved_model_file) if saved else None,
+        "last_checkpoint": getattr(trainer, "last_model_file", None) if saved else None,
+    }
+    environment = get_environment(config).draw()
+    root_logger.info(f"The running environment of this training is as follows:\n{environment}")
+    root_logger.info(set_color("best valid ", "yellow") + f": {best_result}")
+    root_logger.info(set_color("test result", "yellow") + f": {test_result}")
+    root_logger.info("\n" + result_table(config, result))
+    return result
+
+
+def count_parameters(model, n_items: int) -> dict:
+    """Trainable parameters: tables with one row per item, the others, and all."""
+    shapes = [p.shape for p in model.parameters() if p.requires_grad]
+    item_table = sum(shape.numel() for shape in shapes if shape[:1] == (n_items,))
+    total = sum(shape.numel() for shape in shapes)
+    return {"item_table": item_table, "other": total - item_table, "total": total}
+
+
+def result_table(config, result) -> str:
+    """The result of a run as text for a terminal."""
+    from tabulate import tabulate
+
+    valid, test = result["best_valid_result"] or {}, result["test_result"] or {}
+    rows = [[metric, valid.get(metric), value] for metric, value in test.items()]
+    parameters = result["parameters"]
+    lines = [
+        f"{config['model']} on {config['dataset']}: {result['epochs_run']} epochs, "
+        f"{result['wall_seconds']:.1f} s, {parameters['total']:,} parameters "
+        f"({parameters['item_table']:,} item table + {parameters['other']:,} other)",
+        tabulate(rows, headers=["metric", "valid", "test"], floatfmt=".4f", tablefmt="simple"),
+    ]
+    if result["best_checkpoint"]:
+        lines.append(f"best model: {result['best_checkpoint']}")
+    return "\n".join(lines)
+
+
+def load_model(path, model=None, device="cpu"):
+    """Make the model of a checkpoint again, in evaluation mode; the dataset is not needed.
+
+    Args:
+        path: a checkpoint of recbole_hydra, best or last.
+        model: the class, where it is neither ours nor RecBole's.
+        device: where to put it.
+
+    Returns:
+        The model, with ``model.checkpoint`` (path, settings, vocabulary, histories) for
+        :func:`~recbole_hydra.recommend.recommend`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or the model asks its dataset for more than the
+            number of users and items (graph and feature models do; use load_data_and_model).
+    """
+    state = checkpoint.load_checkpoint(path)
+    config = _config_of(state, path, model, config_dict={"use_gpu": False})
+    config["device"] = device
+    vocabulary = Vocabulary(config, state.get("vocabulary", {}))
+    try:
+        recommender = config.model_class(config, vocabulary)
+    except (AttributeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: {config['model']} cannot be made without its dataset ({error}); use "
+            "load_data_and_model"
+        ) from error
+    checkpoint.restore_model(recommender, state, path)
+    recommender.checkpoint = {
+        "path": str(path),
+        "config": config,
+        "vocabulary": vocabulary,
+        "histories": state.get("histories", {}),
+    }
+    return recommender.to(device).eval()
+
+
+def load_data_and_model(path, model=None, config_dict=None):
+    """Make the data and the model of a checkpoint again, as RecBole's function of that name.
+
+    Args:
+        path: a checkpoint of recbole_hydra, best or last.
+        model: the class, where it is neither ours nor RecBole's.
+        config_dict: settings that go over the checkpoint's, such as ``data_path``.
+
+    Returns:
+        ``(config, model, dataset, train_data, valid_data, test_data)``; ``model`` is on
+        ``config["device"]``.
+
+    Raises:
+        CheckpointError: the file cannot be read, or the dataset has other users or items now.
+        DatasetError: the dataset is not where the checkpoint's settings say.
+    """
+    state = checkpoint.load_checkpoint(path)
+    config = _config_of(state, path, model, config_dict=config_dict)
+    init_seed(config["seed"], config["reproducibility"])
+    _start_log(config)
+    dataset = create_dataset(config)
+    _check_vocabulary(state, checkpoint.vocabulary(dataset), path)
+    loaders = split_dataset(config, dataset)
+    recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    checkpoint.restore_model(recommender, state, path)
+    return config, recommender, dataset, *loaders
+
+
+def _config_of(
+    state, path, model=None, dataset=None, config_file_list=None, config_dict=None, argv=()
+):
+    """Make the Config of a checkpoint again, the user's layers over its settings."""
+    for key, given in (("model", model), ("dataset", dataset)):
+        name = given if given is None or isinstance(given, str) else given.__name__
+        if name not in (None, state[key]):
+            raise CheckpointError(f"{path}: its {key} is {state[key]}, not {name}")
+    given = Config(
+        model or state["model"], state["dataset"], config_file_list, config_dict, argv
+    ).external_config_dict
+    settings = state["config"]
+    config = Config(model or state["model"], state["dataset"], config_dict={**settings, **given})
+    config.notes = [
+        f"{key} is {value!r}, not {settings.get(key)!r} as in {path}"
+        for key, value in given.items()
+        if key not in ("model", "dataset") and settings.get(key) != value
+    ]
+    return config
+
+
+def _check_vocabulary(state, vocabulary, path):
+    """Raise CheckpointError where the dataset's raw ids are not those of the checkpoint."""
+    for name, tokens in state.get("vocabulary", {}).items():
+        if tokens != vocabulary.get(name):
+            raise CheckpointError(
+                f"{path}: the {name}s of dataset {state['dataset']} are not those it was trained "
+                f"on ({len(tokens) - 1} then, {len(vocabulary.get(name, [0])) - 1} now); use the "
+                "same files and filters"
+            )
+
+
+def _start_log(config):
+    """Open RecBole's log of a run, closing that of a run before it in this process."""
+    root_logger = logging.getLogger()
+    for handler in getattr(_start_log, "handlers", []):
+        root_logger.removeHandler(handler)
+        handler.close()
+    before = list(root_logger.handlers)
+    try:
+        init_logger(config)
+    except OSError as error:
+        raise RecBoleHydraError(
+            f"output folder {Path('log').absolute()}: cannot be written ({error.strerror}); run "
+            "from another folder"
+        ) from error
+    _start_log.handlers = [h for h in root_logger.handlers if h not in before]
+    root_logger.info(sys.argv)
+    root_logger.info(config)
+    for note in config.notes:
+        logger.info(note)

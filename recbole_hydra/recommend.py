@@ -1,0 +1,102 @@
+"""Recommendations from a checkpoint, on raw ids, without the dataset."""
+
+import torch
+from recbole.data.interaction import Interaction
+from recbole.utils import ModelType
+
+from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError
+from recbole_hydra.quick_start import load_model
+
+
+@torch.no_grad()
+def recommend(model, user, k=10, exclude_history=False):
+    """Recommend the ``k`` best items to a user, known or described by a history.
+
+    Args:
+        model: path of a checkpoint, or a model from :func:`~recbole_hydra.load_model` (which saves
+            reading the file again).
+        user: a raw user id (str or int), who is taken with all interactions of the dataset the
+            model was trained on; or a history, a list of raw item ids, oldest first.
+        k: number of items.
+        exclude_history: leave the items of the history out.
+
+    Returns:
+        ``[(raw item id, score), ...]``, best first.
+
+    Raises:
+        DatasetError: a raw id that the checkpoint does not know, or an empty history.
+        ConfigError: ``k`` is not in 1 .. number of items.
+        CheckpointError: the file cannot be read, lacks the users' histories, or its model needs
+            more than items and users to score.
+    """
+    model = load_model(model) if not isinstance(model, torch.nn.Module) else model
+    config, vocabulary = model.checkpoint["config"], model.checkpoint["vocabulary"]
+    user_id, history = _resolve(model, user)
+    n_items = vocabulary.item_num
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < n_items:
+        raise ConfigError(f"k must be in 1 .. {n_items - 1}, got {k!r}")
+
+    scores = _scores(model, config, user_id, history, n_items)
+    scores[0] = -torch.inf  # the padding is no item
+    if exclude_history:
+        scores[history] = -torch.inf
+    best = torch.topk(scores, k)
+    tokens = vocabulary.field2id_token[vocabulary.iid_field]
+    return [
+        (tokens[item], score)
+        for score, item in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        if score != -torch.inf
+    ]
+
+
+def _resolve(model, user):
+    """Return the internal user id (0 if unknown) and the history as internal item ids."""
+    checkpoint = model.checkpoint
+    vocabulary, histories = checkpoint["vocabulary"], checkpoint["histories"]
+    if not vocabulary.field2id_token:
+        raise CheckpointError(f"{checkpoint['path']}: holds no vocabulary, so no raw ids")
+    if isinstance(user, (str, int)):
+        user_id = vocabulary.internal_id(vocabulary.uid_field, user)
+        if not histories:
+            if model.type == ModelType.SEQUENTIAL:
+                raise CheckpointError(
+                    f"{checkpoint['path']}: holds no users' histories (RecBole's own Trainer wrote "
+                    "it); pass the history, a list of item ids, instead of the user"
+                )
+            return user_id, []
+        start, stop = histories["start"][user_id : user_id + 2].tolist()
+        return user_id, histories["items"][start:stop].tolist()
+    if model.type != ModelType.SEQUENTIAL:
+        raise ConfigError(
+            f"{type(model).__name__} recommends to users it knows: pass a user id, not a history"
+        )
+    history = [vocabulary.internal_id(vocabulary.iid_field, item) for item in user]
+    if not history:
+        raise DatasetError("history: it is empty; a recommendation needs at least one item")
+    return 0, history
+
+
+def _scores(model, config, user_id, history, n_items):
+    """Scores of all items, (n_items,)."""
+    row = {config["USER_ID_FIELD"]: torch.tensor([user_id])}
+    if model.type == ModelType.SEQUENTIAL:
+        recent = history[-config["MAX_ITEM_LIST_LENGTH"] :]
+        padded = torch.zeros(1, config["MAX_ITEM_LIST_LENGTH"], dtype=torch.long)
+        padded[0, : len(recent)] = torch.tensor(recent)
+        row[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]] = padded
+        row[config["ITEM_LIST_LENGTH_FIELD"]] = torch.tensor([len(recent)])
+    interaction = Interaction(row).to(config["device"])
+    try:
+        try:
+            scores = model.full_sort_predict(interaction)
+        except NotImplementedError:  # the model scores one candidate at a time
+            interaction = interaction.repeat_interleave(n_items)
+            items = torch.arange(n_items, device=config["device"])
+            interaction.update(Interaction({config["ITEM_ID_FIELD"]: items}))
+            scores = model.predict(interaction)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{type(model).__name__} scores with the field {error}, which a checkpoint does not "
+            "hold; use load_data_and_model"
+        ) from error
+    return scores.view(-1).clone().cpu()

@@ -1,0 +1,222 @@
+"""RecBole's trainers with checkpoints that a killed run continues from exactly."""
+
+import os
+import time
+import uuid
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+from recbole.utils import ModelType
+from recbole.utils import get_trainer as get_recbole_trainer
+
+from recbole_hydra import checkpoint
+from recbole_hydra.errors import CheckpointError, TrainingError
+
+BEST, LAST = ".best.pth", ".last.pth"
+
+
+@lru_cache(maxsize=None)
+def _resumable(base: type) -> type:
+    return type(f"Resumable{base.__name__}", (ResumableTrainer, base), {})
+
+
+def get_trainer(config) -> type:
+    """Return RecBole's trainer class for the model of ``config``, made resumable.
+
+    Decision-tree models train outside torch and keep RecBole's own trainer.
+    """
+    base = get_recbole_trainer(config["MODEL_TYPE"], config["model"])
+    return base if config["MODEL_TYPE"] == ModelType.DECISIONTREE else _resumable(base)
+
+
+def run_name(config) -> str:
+    """A name for the files of a run, unique also among runs started in the same second."""
+    started = time.strftime("%Y%m%d-%H%M%S")
+    # uuid4 reads the system's randomness: runs with the same seed get different names.
+    return f"{config['model']}-{config['dataset']}-{started}-{uuid.uuid4().hex[:8]}"
+
+
+class ResumableTrainer:
+    """A mixin before one of RecBole's trainers: two checkpoints a run, and exact resumption.
+
+    ``<run>.best.pth`` is written at each improvement, ``<run>.last.pth`` after every epoch, its
+    evaluation included, with all that the next epoch depends on. The epoch's state is written when
+    the next epoch begins, or training ends, because only then RecBole's loop is through with it.
+
+    Attributes:
+        history: one dict per epoch run: epoch, train_seconds, train_loss and, where it was
+            evaluated, valid_seconds, valid_score and valid_result.
+    """
+
+    def __init__(self, config, model):
+        checkpoint.check_writable(config["checkpoint_dir"])
+        checkpoint.other_parameters(model)  # refuse before training what cannot be saved after it
+        super().__init__(config, model)
+        self._name_files(Path(self.checkpoint_dir) / run_name(config))
+        self.history = []
+        self.data_state = {}
+        self._saving = False
+        self._resumed_state = None
+        self._epoch = None  # the epoch that is being trained, or was last
+        self._batch = 0
+
+    def _name_files(self, run):
+        self.saved_model_file = f"{run}{BEST}"
+        self.last_model_file = f"{run}{LAST}"
+
+    def describe_data(self, vocabulary: dict, histories: dict) -> None:
+        """Give the checkpoints the raw ids and the users' histories; see :mod:`.data.dataset`."""
+        self.data_state = {"vocabulary": vocabulary, "histories": histories}
+
+    # -- RecBole's hooks ------------------------------------------------------------------------
+
+    def fit(self, train_data, valid_data=None, verbose=True, saved=True, **kwargs):
+        """Train as RecBole's ``fit``; a run that was resumed goes on where it was.
+
+        Raises:
+            TrainingError: the loss, or a parameter, is not a finite number.
+        """
+        self._saving, self._train_data = saved, train_data
+        finished = self._resumed_state is not None and (
+            self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
+        )
+        if not finished:
+            super().fit(train_data, valid_data, verbose=verbose, saved=saved, **kwargs)
+            self._save_last()
+        return self.best_valid_score, self.best_valid_result
+
+    def _train_epoch(self, train_data, epoch_idx, *args, **kwargs):
+        if self._resumed_state is not None:
+            self._restore_randomness(train_data)
+        else:
+            self._save_last()
+        self._epoch, self._batch = epoch_idx, 0
+        start = time.perf_counter()
+        loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+        seconds = time.perf_counter() - start
+        if not checkpoint.is_finite(self.model):
+            self._stop("a parameter is not a finite number at the end of")
+        total = sum(loss) if isinstance(loss, tuple) else loss
+        self.history.append(
+            {"epoch": epoch_idx, "train_seconds": seconds, "train_loss": float(total or 0.0)}
+        )
+        return loss
+
+    def _valid_epoch(self, *args, **kwargs):
+        start = time.perf_counter()
+        score, result = super()._valid_epoch(*args, **kwargs)
+        self.history[-1].update(
+            valid_seconds=time.perf_counter() - start,
+            valid_score=float(score),
+            valid_result=dict(result),
+        )
+        return score, result
+
+    def _check_nan(self, loss):
+        self._batch += 1
+        if not bool(torch.isfinite(loss)):
+            self._stop(f"the loss is {loss.item()} in batch {self._batch} of")
+
+    def _stop(self, what):
+        kept = "there is no checkpoint yet"
+        if self._saving and os.path.exists(self.last_model_file):
+            kept = f"the state before that epoch is kept in {self.last_model_file}"
+        raise TrainingError(
+            f"{what} epoch {self._epoch}; {kept}; lower learning_rate, or set "
+            "clip_grad_norm: {max_norm: 5}"
+        )
+
+    # -- checkpoints ----------------------------------------------------------------------------
+
+    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+        """Write the best model, when RecBole's loop calls for it."""
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        path = kwargs.get("saved_model_file", self.saved_model_file)
+        state = checkpoint.model_state(self.config, self.model, epoch)
+        state.update(self.data_state)
+        state["valid_result"] = dict(self.history[-1].get("valid_result", {})) if epoch >= 0 else {}
+        checkpoint.save_checkpoint(path, state)
+        if verbose:
+            self.logger.info(f"Saving current: {path}")
+
+    def _save_last(self):
+        """Write all that the next epoch depends on, once the epoch before it is over."""
+        if not self._saving or self._epoch is None:
+            return
+        if not self.config["single_spec"] and self.config["local_rank"] != 0:
+            return
+        state = checkpoint.model_state(self.config, self.model, self._epoch)
+        state.update(self.data_state)
+        state["training"] = {
+            "cur_step": self.cur_step,
+            "best_valid_score": self.best_valid_score,
+            "best_valid_result": self.best_valid_result and dict(self.best_valid_result),
+            "train_loss": self.train_loss_dict,
+            "history": self.history,
+            "optimizers": {k: v.state_dict() for k, v in self._optimizers().items()},
+            "model_numbers": {
+                name: value
+                for name, value in vars(self.model).items()
+                if isinstance(value, (int, float)) and name != "training"
+            },
+            "random": checkpoint.random_state(),
+            "generators": [g.get_state() for g in _generators(self._train_data)],
+        }
+        checkpoint.save_checkpoint(self.last_model_file, state)
+
+    def resume(self, path, state) -> None:
+        """Continue the run whose last checkpoint is ``path``, into the same files.
+
+        Args:
+            path: the run's ``.last.pth``.
+            state: what :func:`.checkpoint.load_checkpoint` read from it.
+
+        Raises:
+            CheckpointError: not a ``.last.pth``, or its ``.best.pth`` is missing.
+        """
+        if "training" not in state or not str(path).endswith(LAST):
+            raise CheckpointError(f"{path}: --resume takes the {LAST} file of a run")
+        self._name_files(str(path).removesuffix(LAST))
+        training = state["training"]
+        if training["best_valid_result"] and not os.path.isfile(self.saved_model_file):
+            raise CheckpointError(
+                f"{path}: the best model so far, {self.saved_model_file}, is missing beside it"
+            )
+        checkpoint.restore_model(self.model, state, path)
+        for name, value in training["model_numbers"].items():
+            setattr(self.model, name, value)
+        for name, optimizer in self._optimizers().items():
+            if name in training["optimizers"]:
+                optimizer.load_state_dict(training["optimizers"][name])
+        self.start_epoch = state["epoch"] + 1
+        self.cur_step = training["cur_step"]
+        self.best_valid_score = training["best_valid_score"]
+        self.best_valid_result = training["best_valid_result"]
+        self.train_loss_dict = dict(training["train_loss"])
+        self.history = list(training["history"])
+        self._resumed_state = training
+        self.logger.info(f"Resuming {path} at epoch {self.start_epoch}")
+
+    def _restore_randomness(self, train_data):
+        """Put every random generator where it was, last thing before the first resumed epoch."""
+        training, self._resumed_state = self._resumed_state, None
+        for generator, saved in zip(_generators(train_data), training["generators"], strict=True):
+            generator.set_state(saved.cpu())
+        checkpoint.set_random_state(training["random"])
+
+    def _optimizers(self) -> dict:
+        """The trainer's optimizers by attribute; RecVAE's trainer has one per half of the model,
+        and lets ``optimizer`` point to the one in use."""
+        found = {k: v for k, v in vars(self).items() if isinstance(v, torch.optim.Optimizer)}
+        if len(found) > 1:
+            found.pop("optimizer", None)
+        return found
+
+
+def _generators(loader) -> list[torch.Generator]:
+    """The random generators that decide a loader's order, those of the loaders inside included."""
+    parts = [loader] + [v for v in vars(loader).values() if isinstance(v, AbstractDataLoader)]
+    return [part.generator for part in parts if isinstance(part.generator, torch.Generator)]
