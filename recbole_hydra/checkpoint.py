@@ -5,6 +5,7 @@ A file is one dict of tensors, numbers, strings, None, lists and dicts, which
 refuses to load, rightly: unpickling a file runs whatever its author put there.
 """
 
+import io
 import math
 import os
 import pickle
@@ -157,17 +158,18 @@ def _pickled_names(path) -> set[str]:
             data = Path(path).read_bytes()
     except (OSError, StopIteration, zipfile.BadZipFile):
         return set()
-    names, strings = set(), []
-    try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name == "GLOBAL":
-                names.add(argument.replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                names.add(".".join(strings[-2:]))
-            elif isinstance(argument, str):
-                strings.append(argument)
-    except ValueError:  # ends early: the names up to there
-        pass
+    names, strings, stream = set(), [], io.BytesIO(data)
+    while stream.tell() < len(data):  # torch's older format is several pickles, then raw tensors
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name == "GLOBAL":
+                    names.add(argument.replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.add(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+        except ValueError:  # not a pickle from here on
+            break
     return names
 
 

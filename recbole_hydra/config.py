@@ -12,7 +12,7 @@ import recbole
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType, ModelType
+from recbole.utils import EvaluatorType
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
@@ -82,7 +82,7 @@ def parse_value(text: str):
     word = text.strip().lower()
     if word in ("true", "false"):
         return word == "true"
-    if word in ("none", "null", "~"):
+    if word in ("null", "~"):  # "none" stays text: it is the name of a choice in RecBole
         return None
     if text.strip()[:1] in ("[", "{"):
         try:
@@ -260,7 +260,7 @@ class Config(RecBoleConfig):
             default = self.internal_config_dict.get(key)
             self.external_config_dict[key] = self._fit_to_default(key, value, default)
         final = super()._get_final_config_dict()
-        if self.internal_config_dict["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+        if final["eval_args"]["order"] == "TO":
             self._choose_columns(final)
         return final
 

@@ -52,7 +52,6 @@ class ResumableTrainer:
 
     def __init__(self, config, model):
         checkpoint.check_writable(config["checkpoint_dir"])
-        checkpoint.other_parameters(model)  # refuse before training what cannot be saved after it
         super().__init__(config, model)
         self._name_files(Path(self.checkpoint_dir) / run_name(config))
         self.history = []
@@ -77,8 +76,12 @@ class ResumableTrainer:
 
         Raises:
             TrainingError: the loss, or a parameter, is not a finite number.
+            CheckpointError: ``saved``, and the model's state is not plain data, or a file cannot be
+                written.
         """
         self._saving, self._train_data = saved, train_data
+        if saved:
+            checkpoint.other_parameters(self.model)  # refuse now what cannot be saved later
         finished = self._resumed_state is not None and (
             self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
         )

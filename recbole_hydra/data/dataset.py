@@ -158,7 +158,12 @@ def _check_columns(config, path):
         header = file.readline().rstrip("\r\n").split(config["field_separator"])
     columns = [column.partition(":")[0] for column in header]
     load_col = config["load_col"]
-    wanted = load_col.get("inter", []) if load_col else "*"
+    if load_col is not None and not isinstance(load_col, dict):
+        raise DatasetError(
+            f"load_col must be a dict such as {{inter: [user_id, item_id]}}, or ~ for all columns, "
+            f"got {load_col!r}"
+        )
+    wanted = "*" if load_col is None else load_col.get("inter", [])
     if wanted == "*":
         wanted = columns
     fields = ["USER_ID_FIELD", "ITEM_ID_FIELD"]

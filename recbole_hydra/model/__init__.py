@@ -34,12 +34,10 @@ def get_model(name: str) -> type:
         return MODELS[name]
     try:
         model = get_recbole_model(name)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, ImportError) as error:
+        if isinstance(error, ImportError) and name in recbole_model_names():
+            raise ConfigError(f"model: {name} needs a library: {error}; pip install it") from error
         hint = did_you_mean(name, [*MODELS, *recbole_model_names()])
         raise ConfigError(f"model: there is no model {name!r}{hint}") from None
-    except ImportError as error:
-        raise ConfigError(
-            f"model: {name} needs a library that is not installed: {error}; pip install it"
-        ) from error
     compat.repair_model_module(importlib.import_module(model.__module__))
     return model

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 
 from recbole_hydra.errors import BackendError
-from recbole_hydra.ops.causal_conv1d.causal_conv1d_cuda import (
+from recbole_hydra.ops.causal_conv1d.cuda_package import (
     INSTALL_HINT,
     causal_conv1d_cuda,
     load_kernel,

@@ -1,0 +1,115 @@
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recbole_hydra.errors import BackendError
+from recbole_hydra.ops import causal_conv1d
+from recbole_hydra.ops.causal_conv1d import cuda_package
+
+# batch, length, channels, width
+SHAPES = [(1, 1, 1, 1), (2, 1, 3, 4), (2, 2, 3, 4), (3, 50, 8, 4), (1, 1000, 4, 2), (2, 9, 5, 12)]
+BACKENDS = ["naive", "torch"]
+
+
+def make_inputs(shape, dtype=torch.float64):
+    """x, weight, bias, initial_state."""
+    batch, length, channels, width = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = (batch, length, channels), (channels, width), (channels,), (batch, channels, width - 1)
+    return [torch.randn(*s, generator=generator, dtype=torch.float64).to(dtype) for s in sizes]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_is_the_convolution_written_out(shape, backend):
+    x, weight, bias, state = make_inputs(shape)
+    y, final = causal_conv1d(x, weight, bias, state, True, backend=backend)
+    width = shape[-1]
+    seen = torch.cat([state.transpose(1, 2), x], dim=1)
+    for t in range(shape[1]):
+        want = bias + sum(weight[:, k] * seen[:, t + k] for k in range(width))
+        torch.testing.assert_close(y[:, t], want)
+    torch.testing.assert_close(final, seen[:, seen.shape[1] - width + 1 :].transpose(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_torch_agrees_with_naive_with_gradients(shape, dtype):
+    results = []
+    for backend, kind in (("torch", dtype), ("naive", torch.float64)):
+        inputs = [x.requires_grad_() for x in make_inputs(shape, kind)]
+        y, final = causal_conv1d(*inputs, True, activation="silu", backend=backend)
+        loss = (y * torch.cos(torch.arange(y.numel())).view(y.shape)).sum() + (final**2).sum()
+        results.append([y, final, *torch.autograd.grad(loss, inputs)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_state_bias_and_activation_are_optional(backend):
+    x, weight, bias, state = make_inputs((2, 9, 5, 4))
+    plain = causal_conv1d(x, weight, backend=backend)
+    torch.testing.assert_close(
+        plain, causal_conv1d(x, weight, torch.zeros(5).double(), torch.zeros_like(state))
+    )
+    activated = causal_conv1d(x, weight, bias, activation="silu", backend=backend)
+    torch.testing.assert_close(activated, F.silu(plain + bias))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sequence_in_two_halves_is_the_sequence(backend):
+    x, weight, bias, state = make_inputs((2, 9, 5, 4))
+    y, final = causal_conv1d(x, weight, bias, state, True, backend=backend)
+    first, middle = causal_conv1d(x[:, :2], weight, bias, state, True, backend=backend)
+    second, last = causal_conv1d(x[:, 2:], weight, bias, middle, True, backend=backend)
+    torch.testing.assert_close(torch.cat([first, second], 1), y)
+    torch.testing.assert_close(last, final)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_any_strides_and_bfloat16(backend):
+    x, weight, bias, _ = make_inputs((2, 9, 5, 4))
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    want = causal_conv1d(x, weight, bias)
+    torch.testing.assert_close(causal_conv1d(strided, weight, bias, backend=backend), want)
+    half = causal_conv1d(*(t.bfloat16() for t in (x, weight, bias)), backend=backend)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.double(), want, atol=0.1, rtol=0.05)
+
+
+def test_bad_calls_are_named():
+    x, weight, bias, state = make_inputs((2, 9, 5, 4))
+    with pytest.raises(BackendError, match="weight must be"):
+        causal_conv1d(x, weight[:3])
+    with pytest.raises(BackendError, match="bias must be"):
+        causal_conv1d(x, weight, bias[:3])
+    with pytest.raises(BackendError, match="initial_state must be"):
+        causal_conv1d(x, weight, bias, state[..., :1])
+    with pytest.raises(BackendError, match="length >= 1"):
+        causal_conv1d(x[:, :0], weight)
+    with pytest.raises(BackendError, match="activation must be None or 'silu'"):
+        causal_conv1d(x, weight, activation="gelu")
+    with pytest.raises(BackendError, match="unknown backend 'triton'"):
+        causal_conv1d(x, weight, backend="triton")
+    with pytest.raises(BackendError, match="'causal_conv1d' cannot be used.*CUDA only"):
+        causal_conv1d(x, weight, backend="causal_conv1d")
+
+
+def test_the_cuda_kernel_is_called_in_its_layout(monkeypatch):
+    def causal_conv1d_fn(x, weight, bias=None, activation=None):
+        assert x.stride(1) == 1  # the kernel's "channel last"
+        y = causal_conv1d(x.transpose(1, 2), weight, bias, activation=activation, backend="naive")
+        return y.transpose(1, 2)
+
+    package = types.ModuleType("causal_conv1d")
+    package.causal_conv1d_fn = causal_conv1d_fn
+    monkeypatch.setitem(sys.modules, "causal_conv1d", package)
+    monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", types.ModuleType("x"))
+    cuda_package.load_kernel.cache_clear()
+    x, weight, bias, _ = make_inputs((2, 9, 5, 4))
+    got = cuda_package.causal_conv1d_cuda(x, weight, bias, "silu")
+    cuda_package.load_kernel.cache_clear()
+    torch.testing.assert_close(got, causal_conv1d(x, weight, bias, activation="silu"))

@@ -1,0 +1,105 @@
+import inspect
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATASETS
+
+from recbole_hydra import Hydra, Mamba4Rec, compat, default_config, load_model, recommend
+
+
+def test_a_users_own_script_on_recboles_plain_classes(tmp_path, monkeypatch):
+    """RecBole's Config, create_dataset, data_preparation and Trainer, as its documentation has it."""
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    from recbole.config import Config
+    from recbole.data import create_dataset, data_preparation
+    from recbole.trainer import Trainer
+    from recbole.utils import init_logger, init_seed
+
+    (tmp_path / "mine.yaml").write_text(
+        f"data_path: {DATASETS}\nload_col: {{inter: [user_id, item_id, timestamp]}}\n"
+        "epochs: 2\nhidden_size: 16\nd_state: 4\nshow_progress: False\n"
+    )
+    for model in (Hydra, Mamba4Rec):
+        config = Config(
+            model=model,
+            dataset="tiny",
+            config_file_list=[default_config(model.__name__), "mine.yaml"],
+        )
+        init_seed(config["seed"], config["reproducibility"])
+        init_logger(config)
+        dataset = create_dataset(config)
+        train, valid, test = data_preparation(config, dataset)
+        net = model(config, train.dataset).to(config["device"])
+        trainer = Trainer(config, net)
+        score, result = trainer.fit(train, valid)
+        assert result["mrr@10"] == score
+        fitted = trainer.evaluate(test)  # loads the best model from its file
+        state = torch.load(trainer.saved_model_file, weights_only=True)
+        assert state["model"] == model.__name__
+
+        # The file continues training, and is read by our own functions too.
+        again = Trainer(config, model(config, train.dataset).to(config["device"]))
+        again.resume_checkpoint(trainer.saved_model_file)
+        assert again.start_epoch == state["epoch"] + 1
+        assert again.evaluate(test, load_best_model=False) == fitted
+        assert type(load_model(trainer.saved_model_file)) is model
+        assert len(recommend(trainer.saved_model_file, ["i1", "i2"], k=3)) == 3
+        with pytest.raises(ValueError, match="holds no users' histories.*pass the history"):
+            recommend(trainer.saved_model_file, "u5")
+
+
+def test_torch_and_its_load_are_left_alone():
+    code = """
+        import pickle, torch
+        before = {name: id(getattr(torch, name)) for name in ("load", "save", "optim", "nn")}
+        import recbole_hydra
+        assert before == {name: id(getattr(torch, name)) for name in before}
+        class Config: pass
+        torch.save({"config": Config()}, "x.pth")
+        try:
+            torch.load("x.pth")
+        except pickle.UnpicklingError:
+            print("REFUSED")
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True
+    )
+    assert "REFUSED" in done.stdout, done.stderr
+
+
+def test_numpys_aliases_are_there():
+    assert (np.float_, np.complex_, np.unicode_) == (np.float64, np.complex128, np.str_)
+
+
+def test_applying_twice_changes_nothing():
+    from recbole.trainer import Trainer
+
+    before = dict(vars(Trainer))
+    compat.apply()
+    assert dict(vars(Trainer)) == before
+
+
+def test_a_finished_download_is_not_an_error(tmp_path):
+    """RecBole ends every download in a barrier of a process group that one process has not."""
+
+    class Dataset:
+        dataset_path, dataset_name = str(tmp_path), "movies"
+
+        def download(self):
+            torch.distributed.barrier()
+
+    download = compat._without_barrier(Dataset.download)
+    with pytest.raises((ValueError, RuntimeError)):
+        download(Dataset())  # nothing arrived
+    (tmp_path / "movies.inter").write_text("user_id:token\n")
+    download(Dataset())
+
+
+def test_every_item_says_when_it_can_go():
+    texts = inspect.getsource(compat).split("\n# -- ")[1:]
+    assert len(texts) == 3
+    assert all("elete when" in text for text in texts)

@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.layers import Mamba, MultiHeadMamba, RotaryPositions
+
+
+def mamba_written_out(x, in_proj, conv_w, conv_b, x_proj, dt_w, dt_b, A_log, D, out_proj):
+    """The Mamba block of the paper, one sequence position after the other."""
+    batch, length, _ = x.shape
+    d_inner, width = conv_w.shape
+    rank, d_state = dt_w.shape[1], A_log.shape[1]
+    h = torch.zeros(batch, d_inner, d_state, dtype=x.dtype)
+    inner = x @ in_proj.T
+    signal, gate = inner[..., :d_inner], inner[..., d_inner:]
+    out = []
+    for t in range(length):
+        window = [signal[:, s] if s >= 0 else 0 * signal[:, 0] for s in range(t - width + 1, t + 1)]
+        s = F.silu(sum(w * conv_w[:, k] for k, w in enumerate(window)) + conv_b)
+        projected = s @ x_proj.T
+        dt, B, C = projected.split([rank, d_state, d_state], dim=-1)
+        delta = F.softplus(dt @ dt_w.T + dt_b)
+        h = torch.exp(delta[..., None] * -torch.exp(A_log)) * h
+        h = h + delta[..., None] * B[:, None] * s[..., None]
+        y = (h * C[:, None]).sum(-1) + D * s
+        out.append((y * F.silu(gate[:, t])) @ out_proj.T)
+    return torch.stack(out, 1)
+
+
+def test_mamba_is_the_papers_block():
+    torch.manual_seed(0)
+    block = Mamba(20, d_state=4, d_conv=3, expand=2).double()
+    x = torch.randn(2, 9, 20, dtype=torch.float64)
+    want = mamba_written_out(
+        x, block.in_proj.weight, block.conv1d.weight[:, 0], block.conv1d.bias, block.x_proj.weight,
+        block.dt_proj.weight, block.dt_proj.bias, block.A_log, block.D, block.out_proj.weight,
+    )  # fmt: skip
+    torch.testing.assert_close(block(x), want)
+
+
+@pytest.mark.parametrize("heads, expand", [(1, 2), (4, 1), (5, 2)])
+def test_each_head_is_a_mamba(heads, expand):
+    torch.manual_seed(0)
+    layer = MultiHeadMamba(heads, 6, d_state=4, d_conv=3, expand=expand).double()
+    X = torch.randn(2, 9, heads, 6, dtype=torch.float64)
+    Y = layer(X)
+    assert Y.shape == X.shape
+    for i in range(heads):
+        rows = slice(i * 6 * expand, (i + 1) * 6 * expand)
+        want = mamba_written_out(
+            X[:, :, i], layer.in_proj[i], layer.conv_weight[rows], layer.conv_bias[rows],
+            layer.x_proj[i], layer.dt_proj[i], layer.dt_bias[rows], layer.A_log[rows],
+            layer.D[rows], layer.out_proj[i],
+        )  # fmt: skip
+        torch.testing.assert_close(Y[:, :, i], want)
+
+
+def test_one_head_has_the_parameters_of_a_mamba():
+    mamba, heads = Mamba(16, expand=1), MultiHeadMamba(1, 16, expand=1)
+    count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    assert count(mamba) == count(heads)
+
+
+def test_step_sizes_start_between_their_bounds():
+    torch.manual_seed(0)
+    for bias in (Mamba(64).dt_proj.bias, MultiHeadMamba(4, 16).dt_bias):
+        dt = F.softplus(bias.detach())
+        assert 0.99e-3 <= float(dt.min()) and float(dt.max()) <= 0.101
+        assert float(dt.max()) / float(dt.min()) > 5
+
+
+def test_float32_runs_on_numba_and_agrees_with_float64():
+    torch.manual_seed(0)
+    block = MultiHeadMamba(3, 8, scan_backend="numba")
+    x = torch.randn(2, 30, 3, 8)
+    got = block(x)
+    block.scan_backend = "naive"
+    torch.testing.assert_close(got.double(), block.double()(x.double()), atol=1e-5, rtol=1e-4)
+
+
+def test_rotary_inner_products_depend_on_distance_only():
+    rope = RotaryPositions(8)
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    products = [
+        float((rope(q, offset=t + 5) * rope(k, offset=t)).sum()) for t in (0, 1, 7, 300)
+    ]
+    assert products == pytest.approx([products[0]] * 4, abs=1e-3)
+
+
+def test_rotary_turns_pairs_by_the_papers_angles():
+    rope = RotaryPositions(4, base=100.0)
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 3, 1, 4)
+    y = rope(x)[0, :, 0]
+    for t in range(3):
+        angles = [t, t / 10]  # base^0, base^(-1/2)
+        want = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+        assert y[t].tolist() == pytest.approx(want, abs=1e-6)
+
+
+def test_rotary_offset_continues_positions():
+    rope, x = RotaryPositions(4), torch.randn(2, 7, 3, 4)
+    both = torch.cat([rope(x[:, :4]), rope(x[:, 4:], offset=4)], dim=1)
+    torch.testing.assert_close(both, rope(x))
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, "8", True, None])
+@pytest.mark.parametrize("name", ["d_state", "d_conv", "expand"])
+def test_sizes_must_be_positive_integers(name, bad):
+    with pytest.raises(ConfigError, match=f"{name} must be a positive integer, got {bad!r}"):
+        Mamba(8, **{name: bad})
+    with pytest.raises(ConfigError, match=f"{name} must be a positive integer, got {bad!r}"):
+        MultiHeadMamba(2, 8, **{name: bad})
+
+
+def test_an_odd_head_cannot_be_rotated():
+    with pytest.raises(ConfigError, match="head_dim must be even.*got 7"):
+        RotaryPositions(7)
+    with pytest.raises(ConfigError, match="rope_base must be a positive number"):
+        RotaryPositions(8, base=0)

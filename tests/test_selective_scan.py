@@ -1,0 +1,286 @@
+import logging
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from recbole_hydra.errors import BackendError
+from recbole_hydra.ops import selective_scan
+from recbole_hydra.ops import selective_scan as scan_function
+from recbole_hydra.ops.selective_scan import mamba_ssm_cuda
+
+scan_package = sys.modules["recbole_hydra.ops.selective_scan"]
+
+NAMES = ["u", "delta", "A", "B", "C", "D", "initial_state"]
+
+# batch, length, channels, d_state, groups
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (3, 1, 8, 4, 2),
+    (2, 15, 8, 16, 1),
+    (2, 16, 8, 16, 1),
+    (2, 17, 24, 5, 3),
+    (1, 33, 64, 16, 1),  # a batch of one is split over channels
+    (3, 50, 16, 8, 16),  # one channel per group
+    (2, 40, 264, 3, 1),  # more channels than a task takes
+    (1, 1000, 8, 4, 2),
+]
+
+
+def make_inputs(shape, delta="usual", seed=0):
+    """Inputs in float64: u, delta, A, B, C, D, initial_state."""
+    batch, length, channels, d_state, groups = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    scale = {"usual": 0.1, "tiny": 1e-9, "huge": 1e3}[delta]
+    return [
+        normal(batch, length, channels),
+        torch.nn.functional.softplus(normal(batch, length, channels)) * scale,
+        -torch.exp(normal(channels, d_state)),
+        normal(batch, length, groups, d_state),
+        normal(batch, length, groups, d_state),
+        normal(channels),
+        normal(batch, channels, d_state),
+    ]
+
+
+def forward_and_gradients(inputs, dtype, backend, with_state=True):
+    """Outputs and the gradients of every input, through y and the final state."""
+    inputs = [x.to(dtype).requires_grad_() for x in inputs]
+    *args, state = inputs
+    y, final = selective_scan(
+        *args, initial_state=state if with_state else None, return_final_state=True, backend=backend
+    )
+    weight_y = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(dtype)
+    weight_h = torch.sin(torch.arange(final.numel(), dtype=torch.float64)).view(final.shape)
+    loss = (y * weight_y).sum() + (final * weight_h.to(dtype)).sum()
+    grads = torch.autograd.grad(loss, inputs if with_state else args)
+    return y.detach(), final.detach(), *grads
+
+
+def assert_close(got, want, names, tolerance):
+    for name, a, b in zip(names, got, want, strict=True):
+        scale = max(1.0, float(b.abs().max()))
+        assert float((a.double() - b).abs().max()) <= tolerance * scale, name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_naive_is_the_recurrence(shape):
+    u, delta, A, B, C, D, state = make_inputs(shape)
+    y, final = selective_scan(u, delta, A, B, C, D, state, True, backend="naive")
+    batch, length, channels, _, groups = shape
+    want, h = np.zeros(u.shape), state.numpy().copy()
+    for b in range(batch):
+        for t in range(length):
+            for c in range(channels):
+                g = c // (channels // groups)
+                step = float(delta[b, t, c])
+                h[b, c] = np.exp(step * A[c].numpy()) * h[b, c]
+                h[b, c] += step * B[b, t, g].numpy() * float(u[b, t, c])
+                want[b, t, c] = C[b, t, g].numpy() @ h[b, c] + float(D[c] * u[b, t, c])
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(final, h, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("delta", ["usual", "tiny", "huge"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_numba_agrees_with_naive_in_float64(shape, delta):
+    inputs = make_inputs(shape, delta)
+    got = forward_and_gradients(inputs, torch.float32, "numba")
+    want = forward_and_gradients(inputs, torch.float64, "naive")
+    # The gradient of delta sums over d_state what is large and nearly cancels when delta is huge.
+    tolerance = 2e-5 if delta != "huge" else 1e-4
+    assert_close(got, want, ["y", "final_state", *NAMES], tolerance)
+
+
+@pytest.mark.parametrize("backend", ["naive", "numba"])
+def test_states_and_skip_are_optional(backend):
+    inputs = make_inputs((2, 20, 8, 4, 2))
+    got = forward_and_gradients(inputs, torch.float32, backend, with_state=False)
+    zero = [*inputs[:-1], torch.zeros_like(inputs[-1])]
+    want = forward_and_gradients(zero, torch.float64, "naive")
+    assert_close(got, want[:-1], ["y", "final_state", *NAMES[:-1]], 1e-5)
+
+    u, delta, A, B, C, D, _ = (x.float() for x in inputs)
+    with_skip = selective_scan(u, delta, A, B, C, D, backend=backend)
+    without = selective_scan(u, delta, A, B, C, backend=backend)
+    torch.testing.assert_close(with_skip - without, D * u, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["naive", "numba"])
+def test_a_scan_in_two_halves_is_the_scan(backend):
+    u, delta, A, B, C, D, state = (x.float() for x in make_inputs((2, 37, 8, 4, 2)))
+    y, final = selective_scan(u, delta, A, B, C, D, state, True, backend)
+    halves, h = [], state
+    for part in (slice(0, 19), slice(19, None)):
+        half, h = selective_scan(
+            u[:, part], delta[:, part], A, B[:, part], C[:, part], D, h, True, backend
+        )
+        halves.append(half)
+    torch.testing.assert_close(torch.cat(halves, 1), y, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(h, final, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["naive", "numba"])
+def test_any_strides(backend):
+    inputs = [x.float() for x in make_inputs((2, 20, 8, 4, 2))]
+    strided = [x.flip(0).transpose(0, -1).contiguous().transpose(0, -1).flip(0) for x in inputs]
+    strided[0] = torch.stack([inputs[0], inputs[0]], -1)[..., 0]
+    assert not any(x.is_contiguous() for x in strided[:5])
+    got = forward_and_gradients(strided, torch.float32, backend)
+    want = forward_and_gradients(inputs, torch.float64, "naive")
+    assert_close(got, [w.double() for w in want], ["y", "final_state", *NAMES], 2e-5)
+
+
+def test_naive_passes_gradcheck():
+    inputs = [x.requires_grad_() for x in make_inputs((2, 4, 4, 2, 2))]
+    assert torch.autograd.gradcheck(
+        lambda *x: selective_scan(*x, return_final_state=True, backend="naive"), inputs
+    )
+
+
+@pytest.mark.parametrize("backend", ["numba", "naive"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_dtype_and_a_float32_state(dtype, backend):
+    inputs = make_inputs((2, 20, 8, 4, 2))
+    *args, state = (x.to(dtype) for x in inputs)
+    y, final = selective_scan(*args, state, True, backend)
+    assert (y.dtype, final.dtype) == (dtype, torch.float32)
+    want = selective_scan(*(x.to(dtype).double() for x in inputs), backend="naive")
+    scale = float(want.abs().max())
+    assert float((y.double() - want).abs().max()) < 0.01 * scale
+
+
+@pytest.mark.parametrize("backend", ["numba", "naive"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(backend, bad):
+    inputs = [x.float() for x in make_inputs((1, 20, 4, 4, 1))]
+    for broken in (0, 1):  # u, delta
+        args = [x.clone() for x in inputs]
+        args[broken][0, 5, 0] = bad
+        y = selective_scan(*args, backend=backend)
+        assert not torch.isfinite(y[0, 5, 0])
+        assert torch.isfinite(y[0, :5]).all() and torch.isfinite(y[0, :, 1:]).all()
+
+
+def test_nothing_of_size_batch_length_channels_state_is_allocated():
+    batch, length, channels, d_state = shape = (4, 512, 64, 64)
+    inputs = [x.float() for x in make_inputs((*shape, 1))]
+    sizes = []
+
+    class Record(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            for x in out if isinstance(out, (list, tuple)) else [out]:
+                if isinstance(x, torch.Tensor):
+                    sizes.append(x.numel())
+            return out
+
+    for x in inputs:
+        x.requires_grad_()
+    with Record():
+        selective_scan(*inputs, backend="numba").sum().backward()
+    assert 0 < max(sizes) <= batch * length * channels * d_state // 16
+
+
+# -- choosing a backend -----------------------------------------------------------------------------
+
+
+def test_auto_takes_numba_for_float32_and_says_so_once(caplog, monkeypatch):
+    monkeypatch.setattr(scan_package, "_announced", set())
+    inputs = [x.float() for x in make_inputs((2, 5, 8, 4, 2))]
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            y = selective_scan(*inputs)
+    torch.testing.assert_close(y, selective_scan(*inputs, backend="numba"))
+    assert [r.message for r in caplog.records] == [
+        "selective_scan: backend numba (compiled for this CPU)"
+    ]
+
+
+def test_auto_sends_float64_to_naive(caplog, monkeypatch):
+    monkeypatch.setattr(scan_package, "_announced", set())
+    inputs = make_inputs((2, 5, 8, 4, 2))
+    with caplog.at_level(logging.INFO):
+        assert selective_scan(*inputs).dtype == torch.float64
+    assert "backend naive" in caplog.text and "float64" in caplog.text
+
+
+def test_a_named_backend_is_never_replaced():
+    inputs = make_inputs((2, 5, 8, 4, 2))
+    with pytest.raises(BackendError, match="numba.*float64; use naive"):
+        selective_scan(*inputs, backend="numba")
+    with pytest.raises(BackendError, match="mamba_ssm.*pip install.*MAMBA_KEEP_CUDA_BUILD"):
+        selective_scan(*inputs[:-1], backend="mamba_ssm")
+    with pytest.raises(BackendError, match="unknown backend 'cuda'; use auto, mamba_ssm, numba"):
+        selective_scan(*inputs, backend="cuda")
+
+
+@pytest.mark.parametrize("position", range(7))
+def test_a_shape_that_does_not_fit_is_named(position):
+    inputs = make_inputs((2, 5, 8, 4, 2))
+    name = NAMES[position] if position else "A"  # u defines the number of channels
+    inputs[position] = inputs[position][:3] if name == "A" else inputs[position][..., :3]
+    if position == 0:
+        inputs[0] = make_inputs((2, 5, 6, 4, 2))[0]
+    with pytest.raises(BackendError, match=f"selective_scan: {name} must be"):
+        selective_scan(*inputs)
+
+
+def test_an_empty_sequence_is_refused():
+    u, *rest = make_inputs((2, 5, 8, 4, 2))
+    with pytest.raises(BackendError, match="length >= 1"):
+        selective_scan(u[:, :0], *rest)
+
+
+@pytest.fixture
+def fake_mamba_ssm(monkeypatch):
+    """mamba-ssm with a kernel that computes by ``naive`` in the kernel's own layout."""
+
+    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, return_last_state=False, **_):
+        assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == torch.float32
+        args = u.transpose(1, 2), delta.transpose(1, 2), A, B.permute(0, 3, 1, 2)
+        y, state = scan_function(
+            *args, C.permute(0, 3, 1, 2), D, return_final_state=True, backend="naive"
+        )
+        return (y.transpose(1, 2), state) if return_last_state else y.transpose(1, 2)
+
+    interface = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    interface.selective_scan_fn = selective_scan_fn
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("x"))
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    mamba_ssm_cuda.load_kernel.cache_clear()
+    yield
+    mamba_ssm_cuda.load_kernel.cache_clear()
+
+
+def test_mamba_ssm_is_called_in_its_layout(fake_mamba_ssm):
+    inputs = [x.float() for x in make_inputs((2, 20, 8, 4, 2))[:-1]]
+    y, state = mamba_ssm_cuda.selective_scan_mamba_ssm(*inputs)
+    want, want_state = selective_scan(*inputs, return_final_state=True, backend="naive")
+    torch.testing.assert_close(y, want)
+    torch.testing.assert_close(state, want_state)
+
+
+def test_mamba_ssm_takes_only_the_calls_it_computes_right(fake_mamba_ssm):
+    class OnCuda:  # stands in for a CUDA tensor, of which only these are asked
+        device, dtype = torch.device("cuda"), torch.float32
+
+    A = torch.zeros(8, 4)
+
+    def objection(state=None, final_grad=False):
+        return scan_package._objection("mamba_ssm", OnCuda, A, state, final_grad)
+
+    assert objection() is None
+    assert "initial state" in objection(state=torch.zeros(1))
+    assert "gradient of the final state" in objection(final_grad=True)
+    assert scan_package._choose(OnCuda, A, None, False)[0] == "mamba_ssm"
+    assert scan_package._choose(OnCuda, A, torch.zeros(1), False)[0] == "naive"
+    assert "256" in scan_package._objection("mamba_ssm", OnCuda, torch.zeros(8, 512), None, False)
