@@ -142,6 +142,7 @@ class Config(RecBoleConfig):
         config_file_list: paths of yaml files, later ones over earlier ones.
         config_dict: values by key.
         argv: command-line arguments, ``["--learning_rate=0.01", ...]``.
+        settings: those of a checkpoint; they go over our yaml, and the user's layers over them.
 
     Attributes:
         notes: what was decided for the user, one line each, for the log of the run.
@@ -151,10 +152,17 @@ class Config(RecBoleConfig):
     """
 
     def __init__(
-        self, model=None, dataset=None, config_file_list=None, config_dict=None, argv=()
+        self,
+        model=None,
+        dataset=None,
+        config_file_list=None,
+        config_dict=None,
+        argv=(),
+        settings=None,
     ):
         self.notes = []
         self._argv = list(argv)
+        self._settings = settings or {}
         self._sources = []  # (where, {key: value}) of every layer the user wrote, for messages
         config_dict = dict(config_dict) if config_dict else None  # RecBole converts it in place
         super().__init__(model, dataset, config_file_list, config_dict)
@@ -229,6 +237,7 @@ class Config(RecBoleConfig):
         for file in (PROPERTIES / "model" / f"{model}.yaml", dataset_file):
             if file.is_file():
                 self._update_internal_config_dict(file)
+        self.internal_config_dict.update(self._settings)
         self._known_columns = (
             recbole_dataset.is_file()
             or dataset_file.is_file()
@@ -272,6 +281,8 @@ class Config(RecBoleConfig):
         if key in LIST_KEYS or isinstance(default, list):
             if isinstance(value, str):
                 return parse_list(value)
+            if isinstance(value, (bool, int, float)):
+                return [value]
             return list(value) if isinstance(value, tuple) else value
         if isinstance(default, bool) and not isinstance(value, bool) and value is not None:
             raise ConfigError(f"{key} must be True or False, got {value!r}")

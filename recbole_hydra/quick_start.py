@@ -9,6 +9,7 @@ from recbole.data.transform import construct_transform
 from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color
 
 from recbole_hydra import checkpoint
+from recbole_hydra.checks import boolean
 from recbole_hydra.config import Config
 from recbole_hydra.data import Vocabulary, create_dataset, split_dataset, user_histories
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
@@ -48,6 +49,7 @@ def run_recbole_hydra(
         RecBoleHydraError: bad input, in one line; see :mod:`recbole_hydra.errors`.
     """
     start = time.perf_counter()
+    boolean("saved", saved)
     layers = (config_file_list, config_dict, argv)
     state = None
     if resume is None:
@@ -207,15 +209,14 @@ def _config_of(
         name = given if given is None or isinstance(given, str) else given.__name__
         if name not in (None, state[key]):
             raise CheckpointError(f"{path}: its {key} is {state[key]}, not {name}")
-    given = Config(
-        model or state["model"], state["dataset"], config_file_list, config_dict, argv
-    ).external_config_dict
     settings = state["config"]
-    config = Config(model or state["model"], state["dataset"], config_dict={**settings, **given})
-    config.notes = [
+    config = Config(
+        model or state["model"], state["dataset"], config_file_list, config_dict, argv, settings
+    )
+    config.notes += [
         f"{key} is {value!r}, not {settings.get(key)!r} as in {path}"
-        for key, value in given.items()
-        if key not in ("model", "dataset") and settings.get(key) != value
+        for key, value in config.external_config_dict.items()
+        if settings.get(key) != value
     ]
     return config
 
@@ -232,12 +233,16 @@ def _check_vocabulary(state, vocabulary, path):
 
 
 def _start_log(config):
-    """Open RecBole's log of a run, closing that of a run before it in this process."""
+    """Open RecBole's log of a run, closing that of a run before it in this process.
+
+    RecBole opens no log in a process whose logging is set up already, as a notebook's. There the
+    log file is added to the handlers that the process has.
+    """
     root_logger = logging.getLogger()
     for handler in getattr(_start_log, "handlers", []):
         root_logger.removeHandler(handler)
         handler.close()
-    before = list(root_logger.handlers)
+    foreign, root_logger.handlers = root_logger.handlers, []
     try:
         init_logger(config)
     except OSError as error:
@@ -245,7 +250,12 @@ def _start_log(config):
             f"output folder {Path('log').absolute()}: cannot be written ({error.strerror}); run "
             "from another folder"
         ) from error
-    _start_log.handlers = [h for h in root_logger.handlers if h not in before]
+    finally:
+        own = root_logger.handlers
+        if foreign:
+            own = [handler for handler in own if isinstance(handler, logging.FileHandler)]
+        root_logger.handlers = foreign + own
+        _start_log.handlers = own
     root_logger.info(sys.argv)
     root_logger.info(config)
     for note in config.notes:

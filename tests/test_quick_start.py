@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,8 +98,6 @@ def test_the_log_says_which_scan_was_taken_and_what_was_decided(monkeypatch):
     package = sys.modules["recbole_hydra.ops.selective_scan"]
     monkeypatch.setattr(package, "_announced", set())
     run_recbole_hydra("Hydra", "tiny", config_dict=small("Hydra", loss_type="BPR"))
-    from pathlib import Path
-
     (log,) = Path("log/Hydra").glob("*.log")
     text = log.read_text()
     assert text.count("selective_scan: backend numba (compiled for this CPU)") == 1
@@ -129,13 +128,13 @@ def arguments(**values):
     return [f"--{key}={value}" for key, value in {**SMALL_HYDRA, **values}.items()]
 
 
-def test_the_command_line_trains(tmp_path, capfd):
+def test_the_command_line_trains(tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 1\n")
     argv = ["--model", "Hydra", "--dataset=tiny", "--config_files=a.yaml", *arguments()]
     argv.remove("--epochs=2")
     assert main([*argv, "--topk=5,10", "--metrics=Hit,NDCG", "--saved=False"]) == 0
-    printed = capfd.readouterr().err
-    assert "Hydra on tiny: 1 epochs" in printed and "ndcg@5" in printed
+    (log,) = tmp_path.glob("log/Hydra/*.log")
+    assert "Hydra on tiny: 1 epochs" in log.read_text() and "ndcg@5" in log.read_text()
     assert not list(tmp_path.glob("saved/*.pth"))
 
 
