@@ -33,7 +33,7 @@ DERIVED_KEYS = {
 }  # fmt: skip
 
 
-# -- files ------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------
 
 
 def save_checkpoint(path, state: dict) -> None:
@@ -173,7 +173,7 @@ def _pickled_names(path) -> set[str]:
     return names
 
 
-# -- plain data -------------------------------------------------------------------------------------
+# -- plain data ----------------------------------------------------------------------------------
 
 
 def to_plain(value, where: str):
@@ -269,7 +269,7 @@ def restore_model(model, state: dict, path) -> None:
     model.load_other_parameter(state["other_parameter"])
 
 
-# -- random generators ------------------------------------------------------------------------------
+# -- random generators ---------------------------------------------------------------------------
 
 
 def random_state() -> dict:

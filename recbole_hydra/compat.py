@@ -31,7 +31,7 @@ def apply() -> None:
     Dataset._download = _without_barrier(Dataset._download)
 
 
-# -- numpy ------------------------------------------------------------------------------------------
+# -- numpy ---------------------------------------------------------------------------------------
 
 
 def restore_numpy_aliases() -> None:
@@ -44,9 +44,9 @@ def restore_numpy_aliases() -> None:
             setattr(np, name, kind)
 
 
-# -- torch ------------------------------------------------------------------------------------------
-# RecBole's Trainer pickles its Config into the checkpoint; since torch 2.6, torch.load refuses that.
-# The four methods below write and read plain data instead. Delete when RecBole saves plain data.
+# -- torch ---------------------------------------------------------------------------------------
+# RecBole's Trainer pickles its Config into the checkpoint; since 2.6, torch.load refuses that. The
+# methods below write and read plain data instead. Delete when RecBole saves plain data.
 
 
 def _remember_dataset(fit):
@@ -149,7 +149,7 @@ def _without_barrier(download):
     return download_without_barrier
 
 
-# -- scipy ------------------------------------------------------------------------------------------
+# -- scipy ---------------------------------------------------------------------------------------
 
 
 class _DokMatrix(scipy.sparse.dok_matrix):

@@ -257,7 +257,8 @@ class Config(RecBoleConfig):
                     hint = did_you_mean(key, known)
                     if own is not None and key not in _keys_of_other_models():
                         raise ConfigError(f"{where}: unknown key {key!r}{hint}")
-                    self.notes.append(f"{where}: {model_class.__name__} does not read {key!r}{hint}")
+                    name = model_class.__name__
+                    self.notes.append(f"{where}: {name} does not read {key!r}{hint}")
                 if key in NESTED_KEYS and isinstance(value, dict):
                     for nested in value:
                         if nested not in NESTED_KEYS[key]:
@@ -377,7 +378,7 @@ class Config(RecBoleConfig):
             self.final_config_dict["device"] = torch.device("cpu")
 
 
-# -- which keys are read, found in the sources that read them ---------------------------------------
+# -- which keys are read, found in the sources that read them ------------------------------------
 
 _READS_KEY = re.compile(
     r"""config\[\s*["'](\w+)["']\s*\]          # config["key"], self.config['key']

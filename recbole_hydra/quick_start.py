@@ -13,7 +13,6 @@ from recbole_hydra.checks import boolean
 from recbole_hydra.config import Config
 from recbole_hydra.data import Vocabulary, create_dataset, split_dataset, user_histories
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
-from recbole_hydra.model import get_model
 from recbole_hydra.trainer import get_trainer
 
 logger = logging.getLogger(__name__)

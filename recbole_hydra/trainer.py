@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from recbole_hydra.errors import CheckpointError, TrainingError
 BEST, LAST = ".best.pth", ".last.pth"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _resumable(base: type) -> type:
     return type(f"Resumable{base.__name__}", (ResumableTrainer, base), {})
 

@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
     return result
 
 
-# -- what is in a file ------------------------------------------------------------------------------
+# -- what is in a file ---------------------------------------------------------------------------
 
 
 def plain(value):
@@ -77,7 +77,7 @@ def test_values_become_plain():
         to_plain({"a": [1, scipy.sparse.coo_matrix((2, 2))]}, "value")
 
 
-# -- writing ----------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------
 
 
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
@@ -132,7 +132,7 @@ def test_extra_state_that_is_not_plain_is_refused_by_name(run_small):
     assert result["test_result"]["hit@10"] > 0 and result["best_checkpoint"] is None
 
 
-# -- reading what is not ours, or not whole ---------------------------------------------------------
+# -- reading what is not ours, or not whole ------------------------------------------------------
 
 
 class Payload:
@@ -204,7 +204,7 @@ def test_damaged_and_foreign_files(tmp_path, trained):
         load_checkpoint(tmp_path / "nowhere.pth")
 
 
-# -- loading ----------------------------------------------------------------------------------------
+# -- loading -------------------------------------------------------------------------------------
 
 
 def test_load_model_needs_no_dataset(trained, tmp_path):
@@ -227,7 +227,7 @@ def test_load_data_and_model_gives_recboles_tuple(trained):
 
 def test_a_dataset_that_changed_is_refused(trained, make_dataset):
     path = make_dataset("tiny", [("a", f"i{n}", n) for n in range(9)])
-    with pytest.raises(CheckpointError, match="the users of dataset tiny are not those.*90 then, 1"):
+    with pytest.raises(CheckpointError, match="the users of dataset tiny are not .*90 then, 1"):
         load_data_and_model(trained["best_checkpoint"], config_dict={"data_path": path})
 
 

@@ -12,7 +12,7 @@ from recbole_hydra import Hydra, Mamba4Rec, compat, default_config, load_model, 
 
 
 def test_a_users_own_script_on_recboles_plain_classes(tmp_path, monkeypatch):
-    """RecBole's Config, create_dataset, data_preparation and Trainer, as its documentation has it."""
+    """RecBole's Config, create_dataset, data_preparation and Trainer, as it documents them."""
     monkeypatch.setattr("sys.argv", ["script.py"])
     from recbole.config import Config
     from recbole.data import create_dataset, data_preparation

@@ -25,7 +25,7 @@ def yaml_file(tmp_path):
     return write
 
 
-# -- layers -----------------------------------------------------------------------------------------
+# -- layers --------------------------------------------------------------------------------------
 
 
 def test_ours_go_over_recboles_and_the_users_over_ours(yaml_file):
@@ -86,7 +86,7 @@ def test_a_model_whose_library_is_missing_says_so(monkeypatch):
         config("lightgbm")
 
 
-# -- bad input --------------------------------------------------------------------------------------
+# -- bad input -----------------------------------------------------------------------------------
 
 
 def test_unknown_models_are_named_with_the_nearest():
@@ -101,7 +101,7 @@ def test_unknown_models_are_named_with_the_nearest():
 
 
 def test_a_mistyped_key_is_an_error_in_every_layer(yaml_file):
-    with pytest.raises(ConfigError, match="command line: unknown key 'learning_rat'.*'learning_rat"):
+    with pytest.raises(ConfigError, match="command line: unknown key 'learning_rat'.*'learning_"):
         config(argv=["--learning_rat=0.1"])
     with pytest.raises(ConfigError, match=r"mine.yaml: unknown key 'hiden_size'.*'hidden_size'"):
         config(files=[yaml_file("hiden_size: 64\n")])
@@ -168,7 +168,7 @@ def test_bad_values_are_named(values, message):
         config(**values)
 
 
-# -- negative sampling ------------------------------------------------------------------------------
+# -- negative sampling ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["Hydra", "Mamba4Rec", "SASRec", "GRU4Rec"])
@@ -196,7 +196,7 @@ def test_only_a_contradiction_the_user_wrote_is_an_error(yaml_file):
     assert popular["train_neg_sample_args"]["distribution"] == "popularity"
 
 
-# -- values -----------------------------------------------------------------------------------------
+# -- values --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_columns_are_chosen_where_nobody_names_them():
     assert config(dataset="unheard-of", load_col=chosen)["load_col"] == chosen
 
 
-# -- device -----------------------------------------------------------------------------------------
+# -- device --------------------------------------------------------------------------------------
 
 
 def test_a_schedulers_gpu_assignment_stands(monkeypatch):

@@ -45,7 +45,7 @@ def batch(n_items=30, rows=5, length=12, seed=0):
     )
 
 
-# -- Mamba4Rec against the authors' release ---------------------------------------------------------
+# -- Mamba4Rec against the authors' release ------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_mamba4rec_has_residuals_around_mamba_only_in_stacks():
         assert torch.allclose(states, states[0, 0].expand_as(states)) == (layers == 1)
 
 
-# -- Hydra against the equations, head by head ------------------------------------------------------
+# -- Hydra against the equations, head by head ---------------------------------------------------
 
 
 def hydra_written_out(model, item_seq, heads, head_dim, rope_base=10_000.0):
@@ -198,7 +198,7 @@ def test_hydras_open_choices_change_the_model_and_train(open_choice):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in changed.parameters())
 
 
-# -- both models ------------------------------------------------------------------------------------
+# -- both models ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -295,7 +295,7 @@ def test_a_missing_key_names_the_default_config():
 
     config = PlainConfig(Config("Hydra", "tiny", config_dict=small("Hydra")).final_config_dict)
     del config["num_heads"]
-    with pytest.raises(ConfigError, match=r"Hydra needs the config key 'num_heads'.*default_config"):
+    with pytest.raises(ConfigError, match=r"Hydra needs the config key 'num_heads'.*default"):
         Hydra(config, Items())
 
 

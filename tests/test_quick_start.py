@@ -121,7 +121,7 @@ def test_count_parameters():
     assert count_parameters(model, 7) == {"item_table": 21, "other": 8, "total": 29}
 
 
-# -- the command line -------------------------------------------------------------------------------
+# -- the command line ----------------------------------------------------------------------------
 
 
 def arguments(**values):

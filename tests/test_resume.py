@@ -28,7 +28,7 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -39,11 +39,11 @@ def run_killed_in(epoch, model, monkeypatch, **settings):
     def kill(self, loss):
         base(self, loss)
         if self._epoch == epoch and self._batch == min(2, len(self._train_data)):
-            raise Killed
+            raise KilledError
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.ResumableTrainer, "_check_nan", kill)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run_recbole_hydra(model, "tiny", config_dict=small(model, **settings))
     (last,) = Path("saved").glob(f"{model}-*.last.pth")
     return str(last)

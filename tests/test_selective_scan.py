@@ -188,7 +188,7 @@ def test_nothing_of_size_batch_length_channels_state_is_allocated():
     assert 0 < max(sizes) <= batch * length * channels * d_state // 16
 
 
-# -- choosing a backend -----------------------------------------------------------------------------
+# -- choosing a backend --------------------------------------------------------------------------
 
 
 def test_auto_takes_numba_for_float32_and_says_so_once(caplog, monkeypatch):

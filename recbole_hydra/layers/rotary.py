@@ -33,7 +33,7 @@ class RotaryPositions(nn.Module):
         self.register_buffer("frequency", frequency.float(), persistent=False)
 
     def forward(self, x, offset: int = 0):
-        """Rotate ``x``, (batch, length, heads, head_dim), whose first row has position ``offset``."""
+        """Rotate ``x``, (batch, length, heads, head_dim), whose first position is ``offset``."""
         position = torch.arange(offset, offset + x.shape[1], device=x.device)
         angle = (position[:, None] * self.frequency)[:, None]  # (length, 1, head_dim / 2)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
