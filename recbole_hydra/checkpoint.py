@@ -12,6 +12,7 @@ import pickle
 import pickletools
 import random
 import tempfile
+import uuid
 import zipfile
 from enum import Enum
 from pathlib import Path
@@ -51,20 +52,17 @@ def save_checkpoint(path, state: dict) -> None:
     """
     path = Path(path)
     state = {"format": FORMAT, "version": VERSION, **to_plain(state, "checkpoint")}
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as file:
-            temporary = file.name
+        with open(temporary, "xb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary.exists():
+            temporary.unlink()
         raise CheckpointError(
             f"{path}: cannot be written ({_one_line(error)}); set checkpoint_dir to a folder that "
             "can, with room for the file"
@@ -237,7 +235,8 @@ def other_parameters(model) -> dict:
         return to_plain(model.other_parameter(), type(model).__name__)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}: {type(model).__name__} cannot be checkpointed; run it with --saved=False"
+            f"{error}: {type(model).__name__} cannot be checkpointed; run it with "
+            "saved=False"
         ) from None
 
 

@@ -58,6 +58,7 @@ def run_recbole_hydra(
             raise ConfigError("saved: a resumed run writes into the files of the run it continues")
         state = checkpoint.load_checkpoint(resume)
         config = _config_of(state, resume, model, dataset, *layers)
+        config["checkpoint_dir"] = str(Path(resume).parent)
     init_seed(config["seed"], config["reproducibility"])
     _start_log(config)
 

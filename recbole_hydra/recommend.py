@@ -1,5 +1,7 @@
 """Recommendations from a checkpoint, on raw ids, without the dataset."""
 
+from numbers import Integral
+
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
@@ -55,7 +57,7 @@ def _resolve(model, user):
     vocabulary, histories = checkpoint["vocabulary"], checkpoint["histories"]
     if not vocabulary.field2id_token:
         raise CheckpointError(f"{checkpoint['path']}: holds no vocabulary, so no raw ids")
-    if isinstance(user, (str, int)):
+    if isinstance(user, (str, Integral)):
         user_id = vocabulary.internal_id(vocabulary.uid_field, user)
         if not histories:
             if model.type == ModelType.SEQUENTIAL:

@@ -16,6 +16,9 @@ from recbole_hydra.errors import CheckpointError, TrainingError
 
 BEST, LAST = ".best.pth", ".last.pth"
 
+#: Settings that a resumed run cannot change: its scores, its split, or its state would not fit.
+FIXED = ("seed", "learner", "valid_metric", "eval_args")
+
 
 @cache
 def _resumable(base: type) -> type:
@@ -178,7 +181,8 @@ class ResumableTrainer:
             state: what :func:`.checkpoint.load_checkpoint` read from it.
 
         Raises:
-            CheckpointError: not a ``.last.pth``, or its ``.best.pth`` is missing.
+            CheckpointError: not a ``.last.pth``, its ``.best.pth`` is missing, or one of the
+                :data:`FIXED` settings is another now.
         """
         if "training" not in state or not str(path).endswith(LAST):
             raise CheckpointError(f"{path}: --resume takes the {LAST} file of a run")
@@ -188,12 +192,22 @@ class ResumableTrainer:
             raise CheckpointError(
                 f"{path}: the best model so far, {self.saved_model_file}, is missing beside it"
             )
+        for key in FIXED:
+            if self.config[key] != state["config"][key]:
+                raise CheckpointError(
+                    f"{path}: {key} cannot change on resuming, from {state['config'][key]!r} to "
+                    f"{self.config[key]!r}; start a new run for it"
+                )
         checkpoint.restore_model(self.model, state, path)
         for name, value in training["model_numbers"].items():
             setattr(self.model, name, value)
         for name, optimizer in self._optimizers().items():
             if name in training["optimizers"]:
                 optimizer.load_state_dict(training["optimizers"][name])
+            for key, option in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
+                if self.config[key] != state["config"][key]:  # given anew: it goes over the file's
+                    for group in optimizer.param_groups:
+                        group[option] = self.config[key]
         self.start_epoch = state["epoch"] + 1
         self.cur_step = training["cur_step"]
         self.best_valid_score = training["best_valid_score"]

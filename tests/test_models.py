@@ -282,7 +282,7 @@ def test_dropout_must_be_a_probability(model, bad):
         build(model, dropout_prob=bad)
 
 
-@pytest.mark.parametrize("key", ["ffn_type", "y_norm"])
+@pytest.mark.parametrize("key", ["ffn_type", "y_norm", "scan_backend"])
 def test_unknown_choices_are_listed(key):
     with pytest.raises(ConfigError, match=f"{key} must be one of .*, got 'x'"):
         build("Hydra", **{key: "x"})

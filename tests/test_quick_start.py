@@ -51,6 +51,11 @@ def test_recboles_models_take_the_same_path(run_small, model, changes):
     assert result["best_checkpoint"].endswith(".best.pth")
 
 
+def test_mixed_precision_trains(run_small):
+    result = run_small("Hydra", enable_amp=True, epochs=30, learning_rate=0.02, dropout_prob=0.0)
+    assert result["test_result"]["hit@10"] > 0.5
+
+
 def test_pretraining_goes_through_too(run_small, make_dataset, tmp_path):
     # S3Rec pretrains, saves, and is finetuned from that file.
     rows = [(f"u{u}", f"i{(u + n) % 9}", n) for u in range(12) for n in range(8)]

@@ -132,6 +132,30 @@ def test_early_stopping_counters_survive(monkeypatch):
     assert again["epochs_run"] == whole["epochs_run"]
 
 
+def test_a_learning_rate_given_on_resuming_is_used(run_small):
+    short = run_small("Hydra", epochs=1)
+    last = short["last_checkpoint"]
+    before = weights(last)
+    run_recbole_hydra(resume=last, config_dict={"epochs": 2, "learning_rate": 0.0})
+    after = weights(last)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("seed", 1),
+        ("learner", "sgd"),
+        ("valid_metric", "MRR@10"),
+        ("eval_args", {"mode": "uni50"}),
+    ],
+)
+def test_what_cannot_change_on_resuming_is_refused(run_small, key, value):
+    last = run_small("Hydra", epochs=1)["last_checkpoint"]
+    with pytest.raises(CheckpointError, match=f"{key} cannot change on resuming, from .* to"):
+        run_recbole_hydra(resume=last, config_dict={"epochs": 2, key: value})
+
+
 def test_resume_refuses(run_small, tmp_path):
     result = run_small("Hydra")
     best, last = result["best_checkpoint"], result["last_checkpoint"]

@@ -270,17 +270,41 @@ def test_mamba_ssm_is_called_in_its_layout(fake_mamba_ssm):
 
 
 def test_mamba_ssm_takes_only_the_calls_it_computes_right(fake_mamba_ssm):
-    class OnCuda:  # stands in for a CUDA tensor, of which only these are asked
-        device, dtype = torch.device("cuda"), torch.float32
+    device = torch.device("cuda")
 
-    A = torch.zeros(8, 4)
-
-    def objection(state=None, final_grad=False):
-        return scan_package._objection("mamba_ssm", OnCuda, A, state, final_grad)
+    def objection(dtype=torch.float32, d_state=16, state=None, final_grad=False):
+        call = (device, dtype, d_state, state, final_grad)
+        found = scan_package._objection("mamba_ssm", *call)
+        assert scan_package._choose(*call)[0] == ("naive" if found else "mamba_ssm")
+        return found
 
     assert objection() is None
-    assert "initial state" in objection(state=torch.zeros(1))
+    assert "no float64" in objection(dtype=torch.float64)
+    assert "d_state up to 256" in objection(d_state=512)
+    assert "no initial state" in objection(state=torch.zeros(1))
     assert "gradient of the final state" in objection(final_grad=True)
-    assert scan_package._choose(OnCuda, A, None, False)[0] == "mamba_ssm"
-    assert scan_package._choose(OnCuda, A, torch.zeros(1), False)[0] == "naive"
-    assert "256" in scan_package._objection("mamba_ssm", OnCuda, torch.zeros(8, 512), None, False)
+
+
+def test_inputs_of_different_precision_are_computed_in_the_highest():
+    u, delta, A, B, C, D, state = make_inputs((2, 20, 8, 4, 2))
+    want = selective_scan(u, delta, A, B, C, D, state)
+    mixed = [u.float(), delta.float(), A, B.bfloat16(), C.bfloat16(), D, state]
+    assert selective_scan(*mixed).dtype == torch.float32
+    with pytest.raises(BackendError, match="float64; use naive"):
+        selective_scan(*mixed, backend="numba")
+    autocast = [u.bfloat16(), delta.float(), A.float(), B.bfloat16(), C.bfloat16(), D.float()]
+    y = selective_scan(*autocast, state.float(), backend="numba")
+    assert y.dtype == torch.bfloat16
+    assert float((y.double() - want).abs().max()) < 0.02 * float(want.abs().max())
+
+
+def test_compiles_without_a_folder_for_the_result(monkeypatch):
+    from recbole_hydra.ops.selective_scan import numba_cpu
+
+    def njit_without_folder(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: (function, options["parallel"])
+
+    monkeypatch.setattr(numba_cpu, "njit", njit_without_folder)
+    assert numba_cpu._compiled(len) == (len, True)

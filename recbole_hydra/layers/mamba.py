@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_hydra.checks import positive_int
+from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.ops import causal_conv1d, selective_scan
+from recbole_hydra.ops.selective_scan import BACKENDS
 
 
 def _initial_A_log(channels, d_state):
@@ -41,7 +42,7 @@ class Mamba(nn.Module):
         scan_backend: see :func:`recbole_hydra.ops.selective_scan`.
 
     Raises:
-        ConfigError: a size that is not a positive integer.
+        ConfigError: a size that is not a positive integer, or an unknown backend.
     """
 
     def __init__(self, d_model, d_state=16, d_conv=4, expand=2, scan_backend="auto"):
@@ -52,7 +53,7 @@ class Mamba(nn.Module):
         d_inner = positive_int("expand", expand) * d_model
         dt_rank = math.ceil(d_model / 16)
         self.sizes = [dt_rank, d_state, d_state]  # of what x_proj computes: dt, B, C
-        self.scan_backend = scan_backend
+        self.scan_backend = one_of("scan_backend", scan_backend, ("auto", *BACKENDS))
 
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
         # An nn.Conv1d only to hold its parameters under mamba-ssm's names, with their
@@ -98,7 +99,7 @@ class MultiHeadMamba(nn.Module):
         d_state, d_conv, expand, scan_backend: as in :class:`Mamba`, per head.
 
     Raises:
-        ConfigError: a size that is not a positive integer.
+        ConfigError: a size that is not a positive integer, or an unknown backend.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class MultiHeadMamba(nn.Module):
         d_inner = positive_int("expand", expand) * head_dim  # of one head
         dt_rank = math.ceil(head_dim / 16)
         self.sizes = [dt_rank, d_state, d_state]  # of what x_proj computes per head: dt, B, C
-        self.scan_backend = scan_backend
+        self.scan_backend = one_of("scan_backend", scan_backend, ("auto", *BACKENDS))
 
         def uniform(*shape, fan_in):  # nn.Linear's and nn.Conv1d's initialisation
             return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))

@@ -57,18 +57,20 @@ def selective_scan(
             not available or does not fit the call. A named backend is never replaced.
     """
     _check_shapes(u, delta, A, B, C, D, initial_state)
-    wants_grad = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in (u, delta, A, B, C, D, initial_state)
-    )
+    tensors = [x for x in (u, delta, A, B, C, D, initial_state) if x is not None]
+    # The state needs the range and the precision of float32 at least.
+    double = any(x.dtype == torch.float64 for x in tensors)
+    dtype = torch.float64 if double else torch.float32
+    wants_grad = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    call = (u.device, dtype, A.shape[1], initial_state, return_final_state and wants_grad)
     if backend == "auto":
-        name, why = _choose(u, A, initial_state, return_final_state and wants_grad)
+        name, why = _choose(*call)
         if (name, why) not in _announced:
             _announced.add((name, why))
             logger.info("selective_scan: backend %s (%s)", name, why)
     elif backend in BACKENDS:
         name = backend
-        objection = _objection(name, u, A, initial_state, return_final_state and wants_grad)
-        if objection:
+        if objection := _objection(name, *call):
             raise BackendError(f"selective_scan: backend {name!r} cannot be used: {objection}")
     else:
         raise BackendError(
@@ -78,55 +80,47 @@ def selective_scan(
     if name == "mamba_ssm":
         y, final_state = selective_scan_mamba_ssm(u, delta, A, B, C, D)
     else:
-        y, final_state = _run_on_torch(name, u, delta, A, B, C, D, initial_state)
+        if name == "numba":
+            # Imported here: numba takes a second to load, which a GPU run need not spend.
+            from recbole_hydra.ops.selective_scan.numba_cpu import selective_scan_numba as scan
+        else:
+            scan = selective_scan_naive
+        inputs = (u, delta, A, B, C, D, initial_state)
+        y, final_state = scan(*(x if x is None else x.to(dtype) for x in inputs))
+        y = y.to(u.dtype)
     return (y, final_state) if return_final_state else y
 
 
-def _run_on_torch(name, u, delta, A, B, C, D, initial_state):
-    dtype = u.dtype
-    inputs = (u, delta, A, B, C, D, initial_state)
-    if dtype in (torch.float16, torch.bfloat16):  # the state needs the range and the precision
-        inputs = [x if x is None else x.float() for x in inputs]
-    if name == "numba":
-        # Imported here: numba takes a second to load, which a GPU run need not spend.
-        from recbole_hydra.ops.selective_scan.numba_cpu import selective_scan_numba as scan
-    else:
-        scan = selective_scan_naive
-    y, final_state = scan(*inputs)
-    return y.to(dtype), final_state
-
-
-def _choose(u, A, initial_state, final_state_grad):
+def _choose(device, dtype, d_state, initial_state, final_state_grad):
     """Return ``(backend, why)`` for a call with ``backend="auto"``."""
-    if u.device.type == "cpu":
-        objection = _objection("numba", u, A, initial_state, final_state_grad)
-        if objection is None:
-            return "numba", "compiled for this CPU"
-        return "naive", objection
-    objection = _objection("mamba_ssm", u, A, initial_state, final_state_grad)
+    call = (device, dtype, d_state, initial_state, final_state_grad)
+    if device.type == "cpu":
+        objection = _objection("numba", *call)
+        return ("naive", objection) if objection else ("numba", "compiled for this CPU")
+    objection = _objection("mamba_ssm", *call)
     if objection is None:
         return "mamba_ssm", "CUDA kernel of mamba-ssm"
     return "naive", f"slow; mamba_ssm: {objection}"
 
 
-def _objection(name, u, A, initial_state, final_state_grad):
+def _objection(name, device, dtype, d_state, initial_state, final_state_grad):
     """Say in a few words why backend ``name`` cannot take this call, or return None."""
     if name == "naive":
         return None
     if name == "numba":
-        if u.device.type != "cpu":
-            return f"it runs on the CPU only, the input is on {u.device}; use mamba_ssm or naive"
-        if u.dtype == torch.float64 or A.dtype == torch.float64:
+        if device.type != "cpu":
+            return f"it runs on the CPU only, the input is on {device}; use mamba_ssm or naive"
+        if dtype == torch.float64:
             return "it computes in float32, the input is float64; use naive"
         return None
     if load_kernel()[0] is None:
         return f"mamba-ssm's CUDA kernel is not importable ({load_kernel()[1]}); {INSTALL_HINT}"
-    if u.device.type != "cuda":
-        return f"it runs on CUDA only, the input is on {u.device}; use numba or naive"
-    if u.dtype == torch.float64:
+    if device.type != "cuda":
+        return f"it runs on CUDA only, the input is on {device}; use numba or naive"
+    if dtype == torch.float64:
         return "its kernel has no float64; use naive"
-    if A.shape[1] > 256:
-        return f"its kernel takes d_state up to 256, got {A.shape[1]}; use naive"
+    if d_state > 256:
+        return f"its kernel takes d_state up to 256, got {d_state}; use naive"
     if initial_state is not None:
         return "its kernel takes no initial state; use naive"
     if final_state_grad:

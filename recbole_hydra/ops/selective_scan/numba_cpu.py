@@ -69,7 +69,16 @@ def _step(h, a2, delta, w, Bt, Ct, y):
             y[i] += c * hi
 
 
-@njit(parallel=True, fastmath=_FASTMATH, cache=True, nogil=True)
+def _compiled(function):
+    """Compile on first use, and keep the result on disk where a folder for it can be written."""
+    options = {"parallel": True, "fastmath": _FASTMATH, "nogil": True}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no such folder: every process compiles for itself
+        return njit(**options)(function)
+
+
+@_compiled
 def _forward(u, delta, a2, B, C, D, h0, block, y, final, stored):
     batch, length, channels = u.shape
     d_state = a2.shape[1]
@@ -102,7 +111,7 @@ def _forward(u, delta, a2, B, C, D, h0, block, y, final, stored):
                 final[b, lo + i, n] = h[n, i]
 
 
-@njit(parallel=True, fastmath=_FASTMATH, cache=True, nogil=True)
+@_compiled
 def _backward(
     u, delta, a2, A, B, C, D, stored, block, gy, gfinal,
     gu, gdelta, gA, gB, gC, gD, gh0,
