@@ -165,7 +165,12 @@ class Config(RecBoleConfig):
         self._settings = settings or {}
         self._sources = []  # (where, {key: value}) of every layer the user wrote, for messages
         config_dict = dict(config_dict) if config_dict else None  # RecBole converts it in place
-        super().__init__(model, dataset, config_file_list, config_dict)
+        try:
+            super().__init__(model, dataset, config_file_list, config_dict)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:  # RecBole's own checks
+            raise ConfigError(f"config: {' '.join(str(error).split())}") from error
 
     # -- the user's layers ---------------------------------------------------------------------
 
@@ -270,14 +275,16 @@ class Config(RecBoleConfig):
             default = self.internal_config_dict.get(key)
             self.external_config_dict[key] = self._fit_to_default(key, value, default)
         final = super()._get_final_config_dict()
-        if final["eval_args"]["order"] == "TO":
+        if final["eval_args"].get("order") == "TO":
             self._choose_columns(final)
         return final
 
     @staticmethod
     def _fit_to_default(key, value, default):
         """Give a value the shape its key has: a list, a full ``eval_args``, a number."""
-        if key == "eval_args" and isinstance(value, dict):
+        if key == "eval_args":
+            if not isinstance(value, dict):
+                raise ConfigError(f"eval_args must be a dict, got {value!r}")
             return {**default, **value}
         if key in LIST_KEYS or isinstance(default, list):
             if isinstance(value, str):
@@ -353,7 +360,7 @@ class Config(RecBoleConfig):
         metrics, topk = final["metrics"], final["topk"]
         metrics = [metrics] if isinstance(metrics, str) else metrics
         for metric in metrics:
-            if metric.lower() not in metric_types:
+            if str(metric).lower() not in metric_types:
                 hint = did_you_mean(metric, metric_types)
                 raise ConfigError(f"metrics: there is no metric {metric!r}{hint}")
         topk = [topk] if isinstance(topk, int) else topk

@@ -160,6 +160,9 @@ def test_files_that_are_not_config_files(yaml_file):
         ({"topk": "ten"}, "topk must be positive integers"),
         ({"epochs": "many"}, "epochs must be a number, got 'many'"),
         ({"show_progress": "maybe"}, "show_progress must be True or False, got 'maybe'"),
+        ({"eval_args": "full"}, "eval_args must be a dict, got 'full'"),
+        ({"eval_args": {"mode": "ful"}}, "config: the mode .ful. in eval_args is not supported"),
+        ({"metrics": ["Hit", "AUC"], "valid_metric": "Hit@10"}, "config: Ranking metrics"),
         ({"loss_type": "CEE"}, "loss_type must be CE or BPR, got 'CEE'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Time the selective scan on this machine's CPU against mambapy's pscan and the naive loop.
 
-    python -m recbole_hydra.ops.selective_scan.bench [--repeats=5] [--markdown=FILE]
+    python -m recbole_hydra.ops.selective_scan.bench [--repeats=3] [--markdown=FILE]
 
 All sides run in one process on the same inputs, alternating; a cell is the median and, in brackets,
 the range of forward + backward in milliseconds. mambapy comes with ``pip install
@@ -113,7 +113,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         prog="python -m recbole_hydra.ops.selective_scan.bench", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--markdown", metavar="FILE", help="also write the table to FILE")
     args = parser.parse_args(argv)
     text = table(args.repeats)
