@@ -7,6 +7,7 @@ what it is for and when it can be deleted.
 
 import functools
 import os
+import warnings
 
 import numpy as np
 import scipy.sparse
@@ -16,6 +17,7 @@ import torch
 def apply() -> None:
     """Make RecBole 1.2.1 run on the libraries that are installed. Calling it twice is harmless."""
     restore_numpy_aliases()
+    silence_future_warnings()
 
     from recbole.data.dataset import Dataset
     from recbole.trainer import PretrainTrainer, Trainer
@@ -42,6 +44,18 @@ def restore_numpy_aliases() -> None:
     for name, kind in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
         if name not in vars(np):
             setattr(np, name, kind)
+
+
+# -- pandas and torch: warnings ------------------------------------------------------------------
+
+
+def silence_future_warnings() -> None:
+    """Hide the FutureWarnings that RecBole's own lines cause, two dozen lines in every run.
+
+    They announce pandas 3 and the end of ``torch.cuda.amp.GradScaler``, which our bounds on both
+    libraries keep out. Delete when RecBole follows.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
 
 
 # -- torch ---------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class ResumableTrainer:
         checkpoint.check_writable(config["checkpoint_dir"])
         super().__init__(config, model)
         self._name_files(Path(self.checkpoint_dir) / run_name(config))
+        self._initial_numbers = _numbers(model)
         self.history = []
         self.data_state = {}
         self._saving = False
@@ -163,10 +164,12 @@ class ResumableTrainer:
             "train_loss": self.train_loss_dict,
             "history": self.history,
             "optimizers": {k: v.state_dict() for k, v in self._optimizers().items()},
+            # Counters such as the annealing step of RecBole's autoencoders: plain attributes that
+            # training has changed.
             "model_numbers": {
                 name: value
-                for name, value in vars(self.model).items()
-                if isinstance(value, (int, float)) and name != "training"
+                for name, value in _numbers(self.model).items()
+                if value != self._initial_numbers.get(name)
             },
             "random": checkpoint.random_state(),
             "generators": [g.get_state() for g in _generators(self._train_data)],
@@ -193,7 +196,7 @@ class ResumableTrainer:
                 f"{path}: the best model so far, {self.saved_model_file}, is missing beside it"
             )
         for key in FIXED:
-            if self.config[key] != state["config"][key]:
+            if self.config[key] != state["config"].get(key):
                 raise CheckpointError(
                     f"{path}: {key} cannot change on resuming, from {state['config'][key]!r} to "
                     f"{self.config[key]!r}; start a new run for it"
@@ -231,6 +234,12 @@ class ResumableTrainer:
         if len(found) > 1:
             found.pop("optimizer", None)
         return found
+
+
+def _numbers(model) -> dict:
+    """The attributes of a model that are numbers."""
+    found = {k: v for k, v in vars(model).items() if isinstance(v, (int, float))}
+    return {k: v for k, v in found.items() if k != "training"}  # train() and eval() set that one
 
 
 def _generators(loader) -> list[torch.Generator]:
