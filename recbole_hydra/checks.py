@@ -24,6 +24,13 @@ def probability(name: str, value) -> float:
     return float(value)
 
 
+def fraction(name: str, value) -> float:
+    """Return ``value`` if it is a number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"{name} must be a number in [0, 1], got {value!r}")
+    return float(value)
+
+
 def positive_number(name: str, value) -> float:
     """Return ``value`` if it is a number > 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:

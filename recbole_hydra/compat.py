@@ -6,6 +6,7 @@ what it is for and when it can be deleted.
 """
 
 import functools
+import importlib
 import os
 import warnings
 
@@ -18,6 +19,7 @@ def apply() -> None:
     """Make RecBole 1.2.1 run on the libraries that are installed. Calling it twice is harmless."""
     restore_numpy_aliases()
     silence_future_warnings()
+    keep_anomaly_mode_off()
 
     from recbole.data.dataset import Dataset
     from recbole.trainer import PretrainTrainer, Trainer
@@ -59,6 +61,19 @@ def silence_future_warnings() -> None:
 
 
 # -- torch ---------------------------------------------------------------------------------------
+
+
+def keep_anomaly_mode_off() -> None:
+    """Undo ``torch.autograd.set_detect_anomaly(True)``, which RecBole's SINE calls when imported.
+
+    All sequential models are imported together, so it holds for every run, and costs a stack trace
+    per operation and a search for NaN per gradient: half of the time of a small step. Who wants
+    anomaly mode switches it on after importing this package. Delete when SINE does not call it.
+    """
+    importlib.import_module("recbole.model.sequential_recommender")
+    torch.autograd.set_detect_anomaly(False)
+
+
 # RecBole's Trainer pickles its Config into the checkpoint; since 2.6, torch.load refuses that. The
 # methods below write and read plain data instead. Delete when RecBole saves plain data.
 

@@ -12,11 +12,12 @@ import recbole
 import yaml
 from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
-from recbole.utils import EvaluatorType
+from recbole.utils import EvaluatorType, InputType
 
-from recbole_hydra.checks import did_you_mean
+from recbole_hydra.checks import boolean, did_you_mean, one_of
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model import get_model
+from recbole_hydra.model.causal import can_carry_state, is_causal
 
 #: The yaml of this package: beside the package in a checkout, inside it once installed.
 PROPERTIES = next(
@@ -132,6 +133,7 @@ class Config(RecBoleConfig):
     - a key that nothing reads is an error that names the nearest known key; one that only other
       models read is noted;
     - ``train_neg_sample_args`` follows ``loss_type`` unless the user wrote it;
+    - ``training_mode: auto`` becomes the mode that fits the model;
     - keys missing from the user's ``eval_args`` keep their defaults;
     - lists may be written comma- or space-separated, and no value is evaluated as code;
     - ``use_gpu: False`` means the CPU, and ``CUDA_VISIBLE_DEVICES`` yields only to a ``gpu_id``
@@ -239,6 +241,7 @@ class Config(RecBoleConfig):
             self.notes.append(
                 f"{model} predicts clicks in RecBole's defaults: their evaluation is kept"
             )
+        self._update_internal_config_dict(PROPERTIES / "training.yaml")
         for file in (PROPERTIES / "model" / f"{model}.yaml", dataset_file):
             if file.is_file():
                 self._update_internal_config_dict(file)
@@ -313,6 +316,7 @@ class Config(RecBoleConfig):
     # -- values that depend on each other ------------------------------------------------------
 
     def _set_default_parameters(self):
+        self._choose_training_mode()
         self._fit_negative_sampling()
         self._check_metrics()
         data_path = Path(self.final_config_dict["data_path"]) / self.dataset
@@ -321,31 +325,78 @@ class Config(RecBoleConfig):
             # RecBole reads its own copy of ml-100k even where data_path has one.
             self.final_config_dict["data_path"] = str(data_path)
 
+    def _choose_training_mode(self):
+        """Resolve ``training_mode: auto`` and ``window_overlap: ~``; check what belongs to them."""
+        final, name = self.final_config_dict, self.model
+        modes = ("auto", "autoregressive", "augmentation")
+        mode = one_of("training_mode", final["training_mode"], modes)
+        causal = is_causal(self.model_class)
+        if mode == "autoregressive" and not causal:
+            raise ConfigError(
+                f"training_mode: autoregressive is for Hydra, Mamba4Rec, SASRec and GRU4Rec, which "
+                f"are known to be causal, not for {name}; use auto or augmentation"
+            )
+        if mode == "auto":
+            mode = "autoregressive" if causal else "augmentation"
+            self.notes.append(
+                f"training_mode: autoregressive, every position of whole histories ({name})"
+                if causal
+                else f"training_mode: RecBole's own training, since {name} is not among the causal "
+                "models Hydra, Mamba4Rec, SASRec and GRU4Rec"
+            )
+        final["training_mode"] = mode
+        if boolean("carry_state", final["carry_state"]):
+            if not can_carry_state(self.model_class):
+                raise ConfigError(
+                    f"carry_state: {name} has no state to carry; Hydra and Mamba4Rec have"
+                )
+            if mode != "autoregressive":
+                raise ConfigError(
+                    f"carry_state needs training_mode autoregressive, got {mode}; remove one"
+                )
+            if self.external_config_dict.get("window_overlap") is not None:
+                raise ConfigError(
+                    "window_overlap, carry_state: windows that carry the state do not overlap; "
+                    "remove one of them"
+                )
+        size, overlap = final.get("MAX_ITEM_LIST_LENGTH"), final["window_overlap"]
+        if overlap is None:
+            return
+        if mode != "autoregressive":
+            self.notes.append("window_overlap is not used: training_mode is not autoregressive")
+        elif isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap <= size:
+            raise ConfigError(
+                f"window_overlap must be an integer in 0 .. MAX_ITEM_LIST_LENGTH ({size}), or ~ "
+                f"for half of it, got {overlap!r}"
+            )
+
     def _fit_negative_sampling(self):
         """Make ``train_neg_sample_args`` fit ``loss_type``, for models that train on either."""
         final = self.final_config_dict
         if hasattr(self.model_class, "input_type") or "loss_type" not in final:
             return
-        loss_type = final["loss_type"]
+        loss_types = getattr(self.model_class, "LOSS_TYPES", ("CE", "BPR"))
+        loss_type = one_of("loss_type", final["loss_type"], loss_types)
         if loss_type not in ("CE", "BPR"):
-            raise ConfigError(f"loss_type must be CE or BPR, got {loss_type!r}")
+            final["MODEL_INPUT_TYPE"] = InputType.POINTWISE  # RecBole knows only those two
         written = "train_neg_sample_args" in self.external_config_dict
         sampling = final.get("train_neg_sample_args")
         if isinstance(sampling, dict) and sampling.get("distribution") in _NO_SAMPLING:
             sampling = None
         if sampling in _NO_SAMPLING:
             sampling = None
-        if written and (loss_type == "CE") != (sampling is None):
+        if written and (loss_type != "BPR") != (sampling is None):
+            remedy = {
+                "CE": "CE ranks all items and takes no negatives: remove train_neg_sample_args",
+                "BPR": f"BPR needs negatives: remove it, or set {BPR_NEGATIVES}",
+            }.get(loss_type, "it is for BPR alone: remove it, and set num_negatives")
             raise ConfigError(
-                f"train_neg_sample_args: {sampling} contradicts loss_type {loss_type}; "
-                + (
-                    "CE ranks all items and takes no negatives: remove train_neg_sample_args"
-                    if loss_type == "CE"
-                    else f"BPR needs negatives: remove it, or set {BPR_NEGATIVES}"
-                )
+                f"train_neg_sample_args: {sampling} contradicts loss_type {loss_type}; {remedy}"
             )
-        if loss_type == "CE" and sampling is not None:
-            self.notes.append("train_neg_sample_args is set to none, since loss_type is CE")
+        if loss_type != "BPR" and sampling is not None:
+            self.notes.append(
+                f"train_neg_sample_args is set to none, since loss_type is {loss_type}"
+            )
             sampling = None
         elif loss_type == "BPR" and sampling is None:
             sampling = dict(BPR_NEGATIVES)

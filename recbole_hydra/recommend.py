@@ -82,8 +82,9 @@ def _scores(model, config, user_id, history, n_items):
     """Scores of all items, (n_items,)."""
     row = {config["USER_ID_FIELD"]: torch.tensor([user_id])}
     if model.type == ModelType.SEQUENTIAL:
-        recent = history[-config["MAX_ITEM_LIST_LENGTH"] :]
-        padded = torch.zeros(1, config["MAX_ITEM_LIST_LENGTH"], dtype=torch.long)
+        length = len(history) if config["carry_state"] else config["MAX_ITEM_LIST_LENGTH"]
+        recent = history[-length:]
+        padded = torch.zeros(1, length, dtype=torch.long)
         padded[0, : len(recent)] = torch.tensor(recent)
         row[config["ITEM_ID_FIELD"] + config["LIST_SUFFIX"]] = padded
         row[config["ITEM_LIST_LENGTH_FIELD"]] = torch.tensor([len(recent)])

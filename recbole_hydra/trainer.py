@@ -12,12 +12,14 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_hydra import checkpoint
+from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, TrainingError
+from recbole_hydra.window_loss import WindowLoss
 
 BEST, LAST = ".best.pth", ".last.pth"
 
 #: Settings that a resumed run cannot change: its scores, its split, or its state would not fit.
-FIXED = ("seed", "learner", "valid_metric", "eval_args")
+FIXED = ("seed", "learner", "valid_metric", "eval_args", "training_mode", "carry_state")
 
 
 @cache
@@ -94,14 +96,16 @@ class ResumableTrainer:
             self._save_last()
         return self.best_valid_score, self.best_valid_result
 
-    def _train_epoch(self, train_data, epoch_idx, *args, **kwargs):
+    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self._resumed_state is not None:
             self._restore_randomness(train_data)
         else:
             self._save_last()
         self._epoch, self._batch = epoch_idx, 0
         start = time.perf_counter()
-        loss = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+        if isinstance(train_data, WindowLoader) and loss_func is None:
+            loss_func = WindowLoss(self.model, self.config["carry_state"])
+        loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         seconds = time.perf_counter() - start
         if not checkpoint.is_finite(self.model):
             self._stop("a parameter is not a finite number at the end of")
@@ -198,7 +202,7 @@ class ResumableTrainer:
         for key in FIXED:
             if self.config[key] != state["config"].get(key):
                 raise CheckpointError(
-                    f"{path}: {key} cannot change on resuming, from {state['config'][key]!r} to "
+                    f"{path}: {key} cannot change on resuming, from {state['config'].get(key)!r} to "
                     f"{self.config[key]!r}; start a new run for it"
                 )
         checkpoint.restore_model(self.model, state, path)

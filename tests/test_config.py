@@ -163,7 +163,7 @@ def test_files_that_are_not_config_files(yaml_file):
         ({"eval_args": "full"}, "eval_args must be a dict, got 'full'"),
         ({"eval_args": {"mode": "ful"}}, "config: the mode .ful. in eval_args is not supported"),
         ({"metrics": ["Hit", "AUC"], "valid_metric": "Hit@10"}, "config: Ranking metrics"),
-        ({"loss_type": "CEE"}, "loss_type must be CE or BPR, got 'CEE'"),
+        ({"loss_type": "CEE"}, "loss_type must be one of CE, BPR, SampledCE, gBCE, got 'CEE'"),
     ],
 )
 def test_bad_values_are_named(values, message):

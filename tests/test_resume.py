@@ -176,17 +176,17 @@ def test_a_nan_loss_names_epoch_and_batch_and_keeps_the_last_good_state(monkeypa
     from recbole_hydra import Hydra
 
     calls = []
-    calculate_loss = Hydra.calculate_loss
+    target_loss = Hydra.target_loss
 
-    def broken(self, interaction):
+    def broken(self, *args):
         calls.append(1)
-        loss = calculate_loss(self, interaction)
+        loss = target_loss(self, *args)
         return loss * float("nan") if len(calls) == per_epoch[0] + 2 else loss
 
     per_epoch = [10**9]
     settings = small("Hydra", epochs=3)
     whole = run_recbole_hydra("Hydra", "tiny", config_dict={**settings, "checkpoint_dir": "whole"})
-    monkeypatch.setattr(Hydra, "calculate_loss", broken)
+    monkeypatch.setattr(Hydra, "target_loss", broken)
     run_recbole_hydra("Hydra", "tiny", config_dict={**settings, "epochs": 1}, saved=False)
     per_epoch[0] = len(calls)
     calls.clear()

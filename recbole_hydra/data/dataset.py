@@ -1,5 +1,6 @@
 """Creating and splitting datasets through RecBole, with errors that say what is wrong."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,16 @@ import recbole
 import recbole.data
 import torch
 import yaml
+from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType
 
 from recbole_hydra.checks import did_you_mean
-from recbole_hydra.errors import DatasetError
+from recbole_hydra.data.evaluation import BlockEvalLoader
+from recbole_hydra.data.targets import TargetDataset
+from recbole_hydra.data.windows import WindowLoader
+from recbole_hydra.errors import ConfigError, DatasetError
+
+logger = logging.getLogger(__name__)
 
 
 def create_dataset(config):
@@ -38,11 +45,16 @@ def create_dataset(config):
 def split_dataset(config, dataset):
     """Split ``dataset`` and make its loaders, as RecBole's ``data_preparation``.
 
+    With ``training_mode: autoregressive`` the train loader is a
+    :class:`~recbole_hydra.data.windows.WindowLoader`; the split, and the rows of validation and
+    test, are the same in both modes.
+
     Returns:
         ``(train_data, valid_data, test_data)``.
 
     Raises:
-        DatasetError: no user has enough interactions to be split.
+        DatasetError: no user has enough interactions to be split, or none is left to train on.
+        ConfigError: a setting that ``training_mode: autoregressive`` cannot express.
     """
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
@@ -56,7 +68,47 @@ def split_dataset(config, dataset):
                 f"interaction out for validation and one for test takes a user with {needed} "
                 f"interactions, the longest has {longest}"
             )
+    if config["training_mode"] == "autoregressive":
+        return _split_into_windows(config, dataset)
     return recbole.data.data_preparation(config, dataset)
+
+
+def _split_into_windows(config, dataset):
+    """RecBole's ``data_preparation`` on a :class:`TargetDataset`."""
+    remedy = "set training_mode: augmentation, or remove it"
+    if config["benchmark_filename"]:
+        raise ConfigError(
+            f"benchmark_filename: {config['benchmark_filename']} are RecBole's ready-made rows, "
+            f"which training_mode autoregressive cannot join to whole histories; {remedy}"
+        )
+    if config["eval_args"]["order"] != "TO":
+        raise ConfigError(
+            f"eval_args: order {config['eval_args']['order']} mixes up the histories; set order: TO"
+        )
+    for key in ("save_dataloaders", "dataloaders_save_path"):
+        if config[key]:
+            raise ConfigError(
+                f"{key}: training_mode autoregressive builds its loaders anew, in seconds; {remedy}"
+            )
+    dataset = TargetDataset.adopt(dataset, whole_histories=config["carry_state"])
+    splits = dataset.build()
+    if len(splits[0]) == 0:
+        raise DatasetError(
+            f"dataset {config['dataset']}: eval_args {config['eval_args']['split']} leaves no "
+            "interaction to train on"
+        )
+    samplers = create_samplers(config, dataset, splits)
+    loaders = [WindowLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])]
+    for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):
+        full = config["eval_args"]["mode"][phase] == "full"
+        loader = BlockEvalLoader if full else get_dataloader(config, phase)
+        loaders.append(loader(config, split, sampler, shuffle=False))
+    windows = loaders[0].windows
+    logger.info(
+        "training_mode autoregressive: %d targets in %d windows of %d to %d items",
+        windows.targets.sum(), len(windows), windows.length.min(), windows.length.max(),
+    )  # fmt: skip
+    return tuple(loaders)
 
 
 def user_histories(dataset) -> dict:

@@ -69,21 +69,36 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(_initial_dt_bias(d_inner))
 
-    def forward(self, hidden):
-        """Map (batch, length, d_model) to (batch, length, d_model); position t sees up to t."""
+    def initial_state(self, batch):
+        """The state before the first position: zeros; see :meth:`forward`."""
+        return _zero_state(batch, self.conv1d.weight[:, 0], self.A_log)
+
+    def forward(self, hidden, state=None):
+        """Map (batch, length, d_model) to (batch, length, d_model); position t sees up to t.
+
+        Args:
+            state: what the positions before ``hidden`` left: the last inputs of the convolution,
+                (batch, d_inner, d_conv - 1), and the scan's state, (batch, d_inner, d_state).
+
+        Returns:
+            The output; with ``state`` the pair (output, state after the last position).
+        """
+        conv_state, scan_state = state or (None, None)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (batch, length, d_inner) each
-        x = causal_conv1d(x, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu")
+        x, conv_state = _convolve(x, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
-        y = selective_scan(
+        y, scan_state = _scan(
             x,
             F.softplus(self.dt_proj(dt)),
             -torch.exp(self.A_log),
             B.unsqueeze(2),  # one group: (batch, length, 1, d_state)
             C.unsqueeze(2),
             self.D,
-            backend=self.scan_backend,
+            scan_state,
+            self.scan_backend,
         )
-        return self.out_proj(y * F.silu(z))
+        out = self.out_proj(y * F.silu(z))
+        return out if state is None else (out, (conv_state, scan_state))
 
 
 class MultiHeadMamba(nn.Module):
@@ -129,16 +144,48 @@ class MultiHeadMamba(nn.Module):
         self.D = nn.Parameter(torch.ones(v * d_inner))
         self.out_proj = uniform(v, head_dim, d_inner, fan_in=d_inner)
 
-    def forward(self, X):
-        """Map X, (batch, length, heads, head_dim), head by head, to the same shape."""
+    def initial_state(self, batch):
+        """The state before the first position: zeros; see :meth:`Mamba.forward`, with the channels
+        of all heads side by side."""
+        return _zero_state(batch, self.conv_weight, self.A_log)
+
+    def forward(self, X, state=None):
+        """Map X, (batch, length, heads, head_dim), head by head, to the same shape.
+
+        With ``state``, returns the pair (output, state after the last position).
+        """
+        conv_state, scan_state = state or (None, None)
         x, z = _per_head(X, self.in_proj).chunk(2, dim=-1)  # (batch, length, heads, d_inner)
-        x = causal_conv1d(x.flatten(2), self.conv_weight, self.conv_bias, activation="silu")
+        x, conv_state = _convolve(x.flatten(2), self.conv_weight, self.conv_bias, conv_state)
         dt, B, C = _per_head(x.unflatten(2, z.shape[2:]), self.x_proj).split(self.sizes, dim=-1)
         delta = F.softplus(_per_head(dt, self.dt_proj).flatten(2) + self.dt_bias)
-        y = selective_scan(
-            x, delta, -torch.exp(self.A_log), B, C, self.D, backend=self.scan_backend
-        )
-        return _per_head(y.unflatten(2, z.shape[2:]) * F.silu(z), self.out_proj)
+        A = -torch.exp(self.A_log)
+        y, scan_state = _scan(x, delta, A, B, C, self.D, scan_state, self.scan_backend)
+        out = _per_head(y.unflatten(2, z.shape[2:]) * F.silu(z), self.out_proj)
+        return out if state is None else (out, (conv_state, scan_state))
+
+
+def _zero_state(batch, conv_weight, A_log):
+    channels, width = conv_weight.shape
+    return (
+        conv_weight.new_zeros(batch, channels, width - 1),
+        A_log.new_zeros(batch, channels, A_log.shape[1]),
+    )
+
+
+# Both ask for a final state only when they were given one: not every backend has states.
+
+
+def _convolve(x, weight, bias, state):
+    if state is None:
+        return causal_conv1d(x, weight, bias, activation="silu"), None
+    return causal_conv1d(x, weight, bias, state, return_final_state=True, activation="silu")
+
+
+def _scan(x, delta, A, B, C, D, state, backend):
+    if state is None:
+        return selective_scan(x, delta, A, B, C, D, backend=backend), None
+    return selective_scan(x, delta, A, B, C, D, state, return_final_state=True, backend=backend)
 
 
 def _per_head(x, weight):

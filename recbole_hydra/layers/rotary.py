@@ -32,10 +32,14 @@ class RotaryPositions(nn.Module):
         frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         self.register_buffer("frequency", frequency.float(), persistent=False)
 
-    def forward(self, x, offset: int = 0):
-        """Rotate ``x``, (batch, length, heads, head_dim), whose first position is ``offset``."""
-        position = torch.arange(offset, offset + x.shape[1], device=x.device)
-        angle = (position[:, None] * self.frequency)[:, None]  # (length, 1, head_dim / 2)
+    def forward(self, x, offset=0):
+        """Rotate ``x``, (batch, length, heads, head_dim), whose first position is ``offset``: an
+        int, or one per row, (batch,)."""
+        position = torch.arange(x.shape[1], device=x.device)
+        if isinstance(offset, torch.Tensor):
+            offset = offset[:, None]
+        # (length, 1, head_dim / 2), or with an offset per row (batch, length, 1, head_dim / 2)
+        angle = ((position + offset)[..., None] * self.frequency).unsqueeze(-2)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

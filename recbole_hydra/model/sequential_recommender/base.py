@@ -2,33 +2,51 @@
 
 from abc import ABC, abstractmethod
 
+import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.loss import BPRLoss
-from torch import nn
 
-from recbole_hydra.checks import one_of
+from recbole_hydra.checks import boolean, fraction, one_of
 from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra.model.losses import NegativeSampler, gbce, sampled_cross_entropy
+from recbole_hydra.ops import linear_cross_entropy
 
 
 class StateSpaceRecommender(SequentialRecommender, ABC):
     """A causal encoder over the item sequence, scored by inner products with the items.
 
     Sequences are padded on the right with item 0, as RecBole pads them. A subclass defines
-    :meth:`encode`, which must be causal, and ``self.item_embedding``; it reads its config through
-    :meth:`setting`.
+    :meth:`encode`, which must be causal, :meth:`initial_state` and ``self.item_embedding``; it
+    reads its config through :meth:`setting`.
 
     Raises:
         ConfigError: an unknown ``loss_type``, or a config key that the model needs and nobody set.
     """
 
-    #: Values of ``loss_type``: cross-entropy over all items, or BPR against sampled negatives.
-    LOSS_TYPES = ("CE", "BPR")
+    #: Values of ``loss_type``: softmax over all items, BPR against RecBole's negatives, softmax
+    #: or binary cross-entropy (gBCE) against negatives of our own.
+    LOSS_TYPES = ("CE", "BPR", "SampledCE", "gBCE")
 
     def __init__(self, config, dataset):
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
-        self.loss_fct = nn.CrossEntropyLoss() if self.loss_type == "CE" else BPRLoss()
+        self.bpr = BPRLoss()
+        if self.loss_type in ("SampledCE", "gBCE"):
+            self._prepare_sampling(dataset)
+
+    def _prepare_sampling(self, dataset):
+        distribution = self.setting("negative_distribution")
+        counts = None
+        if distribution == "popularity":
+            # A model loaded without its dataset cannot count; it will not be trained either.
+            counter = getattr(dataset, "item_counter", {})
+            counts = [counter.get(item, 0) for item in range(self.n_items)]
+        self.negative_sampler = NegativeSampler(
+            self.n_items, self.setting("num_negatives"), distribution, counts
+        )
+        self.logq_correction = boolean("logq_correction", self.setting("logq_correction"))
+        self.gbce_t = fraction("gbce_t", self.setting("gbce_t"))
 
     def setting(self, key):
         """Return config[key]; a key that is missing is an error, never a silent default."""
@@ -41,10 +59,16 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return self._config[key]
 
     @abstractmethod
-    def encode(self, item_seq):
+    def initial_state(self, batch):
+        """What :meth:`encode` carries, before the first item: a tuple of tensors, batch first."""
+
+    @abstractmethod
+    def encode(self, item_seq, state=None):
         """Map item ids, (batch, length), to one state per position, (batch, length, width).
 
-        The state at position t depends on the items up to t only.
+        The state at position t depends on the items up to t only. Given ``state``, what the items
+        before ``item_seq`` left, it returns the pair (states, what is left now); the latter is
+        meaningful for rows without padding.
         """
 
     @property
@@ -57,18 +81,36 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return self.gather_indexes(self.encode(item_seq), item_seq_len - 1)
 
     def calculate_loss(self, interaction):
-        """Mean loss of the batch's targets.
+        """Mean loss of a batch of RecBole's rows: histories, their targets, BPR's negatives."""
+        states = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        negatives = None
+        if self.loss_type == "BPR":
+            negatives = interaction[self.NEG_ITEM_ID].unsqueeze(1)
+        return self.target_loss(states, interaction[self.POS_ITEM_ID], negatives)
+
+    def target_loss(self, states, targets, negatives=None):
+        """Mean loss of states against the items that came next.
 
         CE is the cross-entropy over all ``n_items`` rows of the item table (row 0 included, as in
-        RecBole's models); BPR is Rendle et al. 2009 against the negatives RecBole sampled.
+        RecBole's models); BPR is Rendle et al. 2009 against the given negatives; SampledCE and gBCE
+        draw ``num_negatives`` for the batch, see :mod:`recbole_hydra.model.losses`.
+
+        Args:
+            states: (targets, width). targets: item ids, (targets,).
+            negatives: for BPR, item ids, (targets, negatives).
         """
-        state = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        target = interaction[self.POS_ITEM_ID]
+        table = self.item_table
         if self.loss_type == "CE":
-            return self.loss_fct(state @ self.item_table.T, target)
-        positive = (state * self.item_table[target]).sum(-1)
-        negative = (state * self.item_table[interaction[self.NEG_ITEM_ID]]).sum(-1)
-        return self.loss_fct(positive, negative)
+            return linear_cross_entropy(states, table, targets)
+        if self.loss_type == "BPR":
+            positive = (states * F.embedding(targets, table)).sum(-1, keepdim=True)
+            negative = (states.unsqueeze(1) * F.embedding(negatives, table)).sum(-1)
+            return self.bpr(positive.expand_as(negative), negative)
+        sampled, log_expected = self.negative_sampler.draw(states.device)
+        if self.loss_type == "gBCE":
+            return gbce(states, table, targets, sampled, self.gbce_t)
+        log_expected = log_expected if self.logq_correction else None
+        return sampled_cross_entropy(states, table, targets, sampled, log_expected)
 
     def predict(self, interaction):
         """Score of each row's one candidate, (batch,)."""
@@ -98,3 +140,8 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 f"{field}: item ids must be in 0 .. {self.n_items - 1}, got "
                 f"{low if low < 0 else high}; were they mapped with another dataset's vocabulary?"
             )
+
+
+def per_layer(parts):
+    """Split a flat sequence of tensors into the pairs that the Mamba of each layer carries."""
+    return zip(parts[::2], parts[1::2], strict=True)

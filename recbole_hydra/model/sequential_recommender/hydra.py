@@ -19,12 +19,13 @@ head (``expand``), whether prediction shares the item embeddings (``tie_embeddin
 RoPE (``rope_base``).
 """
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number, probability
 from recbole_hydra.layers import MultiHeadMamba, RotaryPositions
-from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
+from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
 class Hydra(StateSpaceRecommender):
@@ -32,7 +33,7 @@ class Hydra(StateSpaceRecommender):
 
     Config keys: hidden_size, num_layers, num_heads, head_dim, d_state, d_conv, expand,
     dropout_prob, ffn_type, ffn_size, y_norm, rope_base, tie_embeddings, initializer_range,
-    norm_eps, loss_type (CE or BPR), scan_backend. Defaults and meanings:
+    norm_eps, loss_type, scan_backend. Defaults and meanings:
     ``properties/model/Hydra.yaml``.
 
     Raises:
@@ -79,12 +80,28 @@ class Hydra(StateSpaceRecommender):
         """The vectors that states are compared with, (n_items, hidden_size)."""
         return (self.output_embedding or self.item_embedding).weight
 
-    def encode(self, item_seq):
-        """Map item ids, (batch, length), to states, (batch, length, hidden_size)."""
+    def initial_state(self, batch):
+        """The state before the first item; see :meth:`encode`."""
+        position = torch.zeros(batch, dtype=torch.long, device=self.item_table.device)
+        return position, *(part for x in self.layers for part in x.mamba.initial_state(batch))
+
+    def encode(self, item_seq, state=None):
+        """Map item ids, (batch, length), to states, (batch, length, hidden_size).
+
+        ``state`` is the position of the first item, (batch,), then two tensors per layer; see
+        :meth:`recbole_hydra.layers.Mamba.forward`. With it, returns (states, state after the last).
+        """
         H = self.item_norm(self.dropout(self.item_embedding(item_seq)))
-        for layer in self.layers:
-            H = layer(H)
-        return self.output_norm(H)
+        if state is None:
+            for layer in self.layers:
+                H = layer(H)
+            return self.output_norm(H)
+        position, *parts = state
+        after = [position + item_seq.shape[1]]
+        for layer, mamba_state in zip(self.layers, per_layer(parts), strict=True):
+            H, mamba_state = layer(H, position, mamba_state)
+            after += mamba_state
+        return self.output_norm(H), tuple(after)
 
 
 class HydraLayer(nn.Module):
@@ -115,7 +132,7 @@ class HydraLayer(nn.Module):
         # RotaryPositions refuses an odd head_dim, also where the positions are switched off, so
         # that switching them on later needs no other model.
         rope = RotaryPositions(head_dim, 10_000.0 if rope_base is None else rope_base)
-        self.rope = nn.Identity() if rope_base is None else rope
+        self.rope = None if rope_base is None else rope
         self.y_norm = {
             "rms": nn.Sequential(nn.Flatten(2), nn.RMSNorm(width, eps)),
             "head_rms": nn.Sequential(nn.RMSNorm(head_dim, eps), nn.Flatten(2)),
@@ -126,14 +143,23 @@ class HydraLayer(nn.Module):
         self.ffn = FeedForward(d, ffn_type, ffn_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, H):
-        """(batch, length, d) to the same; position t sees positions up to t."""
+    def forward(self, H, position=0, state=None):
+        """(batch, length, d) to the same; position t sees positions up to t.
+
+        With ``state``, that of the Mambas before position ``position``, (batch,), returns the pair
+        (output, state after the last position).
+        """
         Ht = self.input_norm(H)
         X = F.silu(self.W_X(Ht)).unflatten(2, self.heads)  # (batch, length, v, d_c)
-        Z = self.rope(F.silu(self.W_Z(Ht)).unflatten(2, self.heads))
-        Y = self.mamba(X)
+        Z = F.silu(self.W_Z(Ht)).unflatten(2, self.heads)
+        if self.rope is not None:
+            Z = self.rope(Z, position)
+        Y = self.mamba(X, state)
+        if state is not None:
+            Y, state = Y
         H = H + self.dropout(self.W_O(self.y_norm(Y) * Z.flatten(2)))
-        return H + self.dropout(self.ffn(self.ffn_norm(H)))
+        H = H + self.dropout(self.ffn(self.ffn_norm(H)))
+        return H if state is None else (H, state)
 
 
 class FeedForward(nn.Module):

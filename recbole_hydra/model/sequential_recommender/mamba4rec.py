@@ -5,7 +5,7 @@ from torch import nn
 
 from recbole_hydra.checks import boolean, positive_int, probability
 from recbole_hydra.layers import Mamba
-from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
+from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
 class Mamba4Rec(StateSpaceRecommender):
@@ -24,7 +24,7 @@ class Mamba4Rec(StateSpaceRecommender):
     discards Mamba's initial step sizes; ``keep_mamba_init: True`` keeps them.
 
     Config keys: hidden_size, num_layers, dropout_prob, d_state, d_conv, expand, keep_mamba_init,
-    loss_type (CE or BPR), scan_backend. Defaults: ``properties/model/Mamba4Rec.yaml``.
+    loss_type, scan_backend. Defaults: ``properties/model/Mamba4Rec.yaml``.
 
     Raises:
         ConfigError: a key that is missing or out of range.
@@ -56,12 +56,26 @@ class Mamba4Rec(StateSpaceRecommender):
                     nn.init.zeros_(module.bias)
         del self._config
 
-    def encode(self, item_seq):
-        """Map item ids, (batch, length), to states, (batch, length, hidden_size)."""
+    def initial_state(self, batch):
+        """The state before the first item; see :meth:`encode`."""
+        return tuple(part for x in self.mamba_layers for part in x.mamba.initial_state(batch))
+
+    def encode(self, item_seq, state=None):
+        """Map item ids, (batch, length), to states, (batch, length, hidden_size).
+
+        ``state`` is two tensors per layer; see :meth:`recbole_hydra.layers.Mamba.forward`. With it,
+        returns (states, state after the last item).
+        """
         H = self.LayerNorm(self.dropout(self.item_embedding(item_seq)))
-        for layer in self.mamba_layers:
-            H = layer(H)
-        return H
+        if state is None:
+            for layer in self.mamba_layers:
+                H = layer(H)
+            return H
+        after = []
+        for layer, mamba_state in zip(self.mamba_layers, per_layer(state), strict=True):
+            H, mamba_state = layer(H, mamba_state)
+            after += mamba_state
+        return H, tuple(after)
 
 
 class MambaLayer(nn.Module):
@@ -75,10 +89,14 @@ class MambaLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.ffn = FeedForward(hidden_size, 4 * hidden_size, dropout)
 
-    def forward(self, H):
-        """(batch, length, hidden_size) to the same."""
-        out = self.dropout(self.mamba(H))
-        return self.ffn(self.LayerNorm(out + H if self.residual else out))
+    def forward(self, H, state=None):
+        """(batch, length, hidden_size) to the same; with ``state``, (output, state after it)."""
+        out = self.mamba(H, state)
+        if state is not None:
+            out, state = out
+        out = self.dropout(out)
+        out = self.ffn(self.LayerNorm(out + H if self.residual else out))
+        return out if state is None else (out, state)
 
 
 class FeedForward(nn.Module):

@@ -10,13 +10,12 @@ before every ``CHUNK``-th step (training only); the backward pass walks the chun
 the first, recomputes the states of one chunk into a buffer that fits the cache, and sweeps it.
 """
 
-import math
-
-import numba
 import numpy as np
 import torch
 from numba import njit, prange
 from torch.autograd.function import once_differentiable
+
+from recbole_hydra.ops.numba_support import FASTMATH, LOG2E, compiled, exp2, use_torch_threads
 
 #: Steps between stored states. With d_state 16 the stored states are as large as one activation.
 CHUNK = 16
@@ -25,36 +24,8 @@ MAX_BLOCK = 128
 #: ... and not fewer than fill a few vector registers, when a small batch is split over channels.
 MIN_BLOCK = 16
 
-# Everything but "nnan" and "ninf": a NaN or an infinity must come out as one, not be optimised
-# away, since the trainer stops on it.
-_FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 
-_LOG2E = np.float32(1.0 / math.log(2.0))
-# 2^f on [-1/2, 1/2]: minimax polynomial of degree 6 with the value 1 at 0, relative error 2e-9, so
-# that float32 rounding is what remains and a channel with delta A = 0 does not decay at all.
-_P1 = np.float32(6.9314720e-01)
-_P2 = np.float32(2.4022648e-01)
-_P3 = np.float32(5.5503325e-02)
-_P4 = np.float32(9.6184374e-03)
-_P5 = np.float32(1.3398874e-03)
-_P6 = np.float32(1.5353362e-04)
-_ONE = np.float32(1.0)
-_HALF = np.float32(0.5)
-_LOW = np.float32(-126.0)
-_HIGH = np.float32(127.0)
-
-
-@njit(inline="always", fastmath=_FASTMATH)
-def _exp2(x):
-    """2^x, written out because numba calls a scalar function for ``math.exp`` inside loops."""
-    x = min(max(x, _LOW), _HIGH)
-    whole = np.floor(x + _HALF)
-    f = x - whole
-    p = _ONE + f * (_P1 + f * (_P2 + f * (_P3 + f * (_P4 + f * (_P5 + f * _P6)))))
-    return p * np.int32((np.int32(whole) + 127) << 23).view(np.float32)
-
-
-@njit(inline="always", fastmath=_FASTMATH)
+@njit(inline="always", fastmath=FASTMATH)
 def _step(h, a2, delta, w, Bt, Ct, y):
     """Advance ``h`` (d_state, block) by one step and add <C_t, h_t> to ``y`` (block,)."""
     block = y.shape[0]
@@ -64,21 +35,12 @@ def _step(h, a2, delta, w, Bt, Ct, y):
         b = Bt[n]
         c = Ct[n]
         for i in range(block):
-            hi = _exp2(delta[i] * an[i]) * hn[i] + w[i] * b
+            hi = exp2(delta[i] * an[i]) * hn[i] + w[i] * b
             hn[i] = hi
             y[i] += c * hi
 
 
-def _compiled(function):
-    """Compile on first use, and keep the result on disk where a folder for it can be written."""
-    options = {"parallel": True, "fastmath": _FASTMATH, "nogil": True}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no such folder: every process compiles for itself
-        return njit(**options)(function)
-
-
-@_compiled
+@compiled
 def _forward(u, delta, a2, B, C, D, h0, block, y, final, stored):
     batch, length, channels = u.shape
     d_state = a2.shape[1]
@@ -111,7 +73,7 @@ def _forward(u, delta, a2, B, C, D, h0, block, y, final, stored):
                 final[b, lo + i, n] = h[n, i]
 
 
-@_compiled
+@compiled
 def _backward(
     u, delta, a2, A, B, C, D, stored, block, gy, gfinal,
     gu, gdelta, gA, gB, gC, gD, gh0,
@@ -159,7 +121,7 @@ def _backward(
                     an = a[n]
                     bn = Bt[n]
                     for i in range(block):
-                        out[i] = _exp2(dt[i] * an[i]) * hn[i] + w[i] * bn
+                        out[i] = exp2(dt[i] * an[i]) * hn[i] + w[i] * bn
             for t in range(stop - 1, start - 1, -1):
                 ut = u[b, t, lo : lo + block]
                 dt = delta[b, t, lo : lo + block]
@@ -189,7 +151,7 @@ def _backward(
                     sum_b = np.float32(0.0)
                     sum_c = np.float32(0.0)
                     for i in range(block):
-                        decay = _exp2(dt[i] * an[i])
+                        decay = exp2(dt[i] * an[i])
                         gh = gn[i] + gyt[i] * cn
                         sum_c += gyt[i] * cur[i]
                         sum_b += gh * w[i]
@@ -222,13 +184,6 @@ def _block_size(batch: int, per_group: int, groups: int, threads: int) -> int:
     return sizes[-1] if sizes else per_group
 
 
-def _use_torch_threads() -> int:
-    """Let numba use as many threads as torch does; returns that number."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
-    return threads
-
-
 def _blocked(A: np.ndarray, block: int) -> np.ndarray:
     """(channels, d_state) -> (channels // block, d_state, block), contiguous."""
     return np.ascontiguousarray(A.reshape(-1, block, A.shape[1]).transpose(0, 2, 1))
@@ -247,14 +202,14 @@ class _SelectiveScan(torch.autograd.Function):
             h0 = initial_state.contiguous()
         y = torch.empty_like(u)
         final = torch.empty_like(h0)
-        threads = _use_torch_threads()
+        threads = use_torch_threads()
         block = _block_size(batch, channels // groups, groups, threads)
         blocks = channels // block
         if any(ctx.needs_input_grad):
             stored = u.new_empty(batch, -(-length // CHUNK), blocks, d_state, block)
         else:
             stored = u.new_empty(0, 0, blocks, d_state, block)
-        a2 = _blocked(A.detach().numpy() * _LOG2E, block)
+        a2 = _blocked(A.detach().numpy() * LOG2E, block)
         arrays = [x.detach().numpy() for x in (u, delta, B, C, D_, h0, y, final, stored)]
         u_, delta_, B_, C_, D_np, h0_, y_, final_, stored_ = arrays
         _forward(u_, delta_, a2, B_, C_, D_np, h0_, block, y_, final_, stored_)
@@ -277,7 +232,7 @@ class _SelectiveScan(torch.autograd.Function):
         gD = u.new_empty(batch, channels)
         gB = B.new_empty(parts, *B.shape)
         gC = torch.empty_like(gB)
-        _use_torch_threads()
+        use_torch_threads()
         A_np = A.detach().numpy()
         inputs = [x.detach().numpy() for x in (B, C, D, stored)]
         grads = [x.contiguous().numpy() for x in (gy, gfinal)]
@@ -285,7 +240,7 @@ class _SelectiveScan(torch.autograd.Function):
         B_, C_, D_, stored_ = inputs
         _backward(
             u.detach().numpy(), delta.detach().numpy(),
-            _blocked(A_np * _LOG2E, block), _blocked(A_np, block),
+            _blocked(A_np * LOG2E, block), _blocked(A_np, block),
             B_, C_, D_, stored_, block, *grads, *outputs,
         )  # fmt: skip
         return (

@@ -1,0 +1,45 @@
+"""What the benchmark scripts share: the machine's description, medians, and writing a table."""
+
+import platform
+import statistics
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """The processor, its threads in use, and the versions, in one line."""
+    try:
+        info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        cpu = next(x.split(":", 1)[1].strip() for x in info.splitlines() if x.startswith("model name"))
+        wide = ", AVX-512" if "avx512f" in info else ""
+    except (OSError, StopIteration):
+        cpu, wide = platform.processor() or platform.machine(), ""
+    return (
+        f"{cpu}{wide}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def spread(values, digits=0) -> str:
+    """Median and, in brackets, the range of some measurements."""
+    middle = statistics.median(values)
+    if len(values) == 1:
+        return f"{middle:.{digits}f}"
+    return f"{middle:.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
+
+
+def table(headers, rows) -> str:
+    """A markdown table."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def write(name: str, title: str, *paragraphs: str) -> None:
+    """Print a report and write it to ``results/<name>.md``."""
+    text = "\n\n".join([f"# {title}", f"Machine: {machine()}.", *paragraphs]) + "\n"
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")

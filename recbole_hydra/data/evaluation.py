@@ -1,0 +1,56 @@
+"""Full-ranking evaluation in blocks of users sized to memory."""
+
+import numpy as np
+import torch
+from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader
+
+#: History items of a block, padding included ...
+BLOCK_ITEMS = 2**16
+#: ... fewer where histories are longer than this, since attention is quadratic in them ...
+LONG = 512
+#: ... and scores of a block, rows x items of the catalogue (64 MB as float32).
+BLOCK_SCORES = 2**24
+
+
+class BlockEvalLoader(FullSortEvalDataLoader):
+    """RecBole's full-ranking loader over a :class:`~.targets.TargetDataset`, in blocks.
+
+    The rows and their scores are RecBole's; what differs is that rows of similar length come
+    together, no block is padded beyond its longest row, and a block holds no more rows than
+    ``eval_batch_size`` and the limits above allow. The metrics, means over rows, are the same.
+    """
+
+    def __init__(self, config, dataset, sampler, shuffle=False):
+        self.config, self._dataset, self._sampler = config, dataset, sampler
+        self.shuffle = False
+        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self.is_sequential = True
+        self.sample_size = len(dataset)
+        self.generator = torch.Generator().manual_seed(config["seed"])
+        self._init_batch_size_and_step()
+        torch.utils.data.DataLoader.__init__(
+            self,
+            dataset=range(self.sample_size),
+            batch_sampler=blocks(dataset.lengths(), dataset.item_num, self.step),
+            collate_fn=self.collate_fn,
+            num_workers=config["worker"],
+            generator=self.generator,
+        )
+
+    def collate_fn(self, index):
+        rows = self._dataset.trimmed(index)
+        return rows, None, torch.arange(len(rows)), rows[self.iid_field]
+
+
+def blocks(lengths, n_items: int, most_rows: int) -> list[list[int]]:
+    """Sort rows by length, longest first, and cut them into blocks; every block has a row."""
+    order = np.argsort(-lengths, kind="stable")
+    most_rows = max(1, min(most_rows, BLOCK_SCORES // n_items))
+    result, at = [], 0
+    while at < len(order):
+        longest = int(lengths[order[at]])
+        cost = longest * max(1, longest // LONG)
+        rows = max(1, min(most_rows, BLOCK_ITEMS // max(1, cost)))
+        result.append(order[at : at + rows].tolist())
+        at += rows
+    return result

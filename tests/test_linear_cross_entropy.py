@@ -1,0 +1,145 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recbole_hydra.errors import BackendError
+from recbole_hydra.ops import linear_cross_entropy
+from recbole_hydra.ops.linear_cross_entropy import blocked
+
+
+def inputs(n, width, n_items, scale=1.0, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype)
+    weight = (scale * torch.randn(n_items, width, generator=generator, dtype=torch.float64)).to(dtype)
+    target = torch.randint(0, n_items, (n,), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), target
+
+
+def loss_and_gradients(loss, hidden, weight):
+    hidden.grad = weight.grad = None
+    loss.backward()
+    return loss.detach(), hidden.grad, weight.grad
+
+
+def assert_close(got, want, tolerance):
+    for x, y in zip(got, want, strict=True):
+        size = float(y.abs().max())
+        assert float((x.double() - y.double()).abs().max()) <= tolerance * size
+
+
+SHAPES = [(1, 1, 2), (1, 8, 5), (7, 8, 5), (300, 16, 50), (333, 16, 4001), (2048, 64, 1683)]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])  # the last needs the shift by the largest logit
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_equals_the_definition(shape, scale, dtype, tolerance):
+    hidden, weight, target = inputs(*shape, scale, dtype)
+    h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    want = loss_and_gradients(F.cross_entropy(h @ w.T, target), h, w)
+    for backend in ("auto", "blocked", "naive"):
+        loss = linear_cross_entropy(hidden, weight, target, backend)
+        assert loss.dtype == dtype
+        # Larger logits are rounded more coarsely, in the definition as well.
+        got = loss_and_gradients(loss, hidden, weight)
+        assert_close(got, want, tolerance * max(1.0, scale))
+
+
+@pytest.mark.parametrize("rows", [1, 7, 20])
+def test_any_size_of_block(monkeypatch, rows):
+    monkeypatch.setattr(blocked, "_rows_of_block", lambda *_: rows)
+    hidden, weight, target = inputs(20, 8, 30)
+    want = loss_and_gradients(linear_cross_entropy(hidden, weight, target, "naive"), hidden, weight)
+    got = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
+    assert_close(got, want, 1e-5)
+
+
+def test_the_upstream_gradient_scales_both():
+    hidden, weight, target = inputs(20, 8, 30)
+    once = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
+    thrice = loss_and_gradients(3 * linear_cross_entropy(hidden, weight, target), hidden, weight)
+    assert_close(thrice, [3 * x for x in once], 1e-6)
+
+
+def test_only_one_side_wants_a_gradient():
+    hidden, weight, target = inputs(20, 8, 30)
+    want = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
+    hidden.grad = None
+    linear_cross_entropy(hidden, weight.detach(), target).backward()
+    assert_close([hidden.grad], [want[1]], 1e-6)
+    with torch.no_grad():
+        assert_close([linear_cross_entropy(hidden, weight, target)], [want[0]], 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_summed_in_float32(dtype):
+    hidden, weight, target = inputs(200, 16, 500)
+    want = loss_and_gradients(F.cross_entropy(hidden @ weight.T, target), hidden, weight)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = linear_cross_entropy(hidden, weight, target)
+    assert loss.dtype == torch.float32
+    got = loss_and_gradients(loss, hidden, weight)
+    assert got[1].dtype == got[2].dtype == torch.float32
+    assert_close(got, want, 0.03)
+    low = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
+    loss = linear_cross_entropy(*low, target)
+    got = loss_and_gradients(loss, *low)
+    assert loss.dtype == torch.float32 and got[1].dtype == dtype
+    assert_close(got, want, 0.03)
+
+
+def test_mixed_dtypes_give_each_its_own_gradient():
+    hidden, weight, target = inputs(20, 8, 30)
+    low = hidden.detach().bfloat16().requires_grad_()
+    linear_cross_entropy(low, weight, target).backward()
+    assert low.grad.dtype == torch.bfloat16 and weight.grad.dtype == torch.float32
+
+
+def test_never_holds_all_logits():
+    hidden, weight, target = inputs(2048, 64, 12101)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                sizes.append(out.untyped_storage().nbytes())
+            return out
+
+    with Watch():
+        linear_cross_entropy(hidden, weight, target).backward()
+    assert max(sizes) < 2048 * 12101 * 4 / 10
+
+
+@pytest.mark.parametrize("where", ["hidden", "weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_reaches_the_loss(where, value):
+    hidden, weight, target = inputs(20, 8, 30)
+    with torch.no_grad():
+        (hidden if where == "hidden" else weight)[3, 2] = value
+    assert not torch.isfinite(linear_cross_entropy(hidden, weight, target))
+
+
+def test_a_target_outside_the_catalogue():
+    hidden, weight, target = inputs(20, 8, 30)
+    for wrong in (30, -1):
+        target[5] = wrong
+        with pytest.raises(IndexError):
+            linear_cross_entropy(hidden, weight, target)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden": torch.zeros(2, 3, 8)}, r"hidden must be .n >= 1, width., got .2, 3, 8."),
+        ({"hidden": torch.zeros(0, 8)}, r"hidden must be"),
+        ({"weight": torch.zeros(30, 7)}, r"weight must be .n_items, 8. to fit hidden, got .30, 7."),
+        ({"target": torch.zeros(19, dtype=torch.long)}, r"target must be .20,. item ids .* .19,."),
+        ({"target": torch.zeros(20)}, r"target must be .* torch.float32"),
+        ({"backend": "fast"}, "unknown backend 'fast'; use auto, blocked, naive"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, message):
+    arguments = dict(zip(("hidden", "weight", "target"), inputs(20, 8, 30), strict=True))
+    with pytest.raises(BackendError, match=f"linear_cross_entropy: {message}"):
+        linear_cross_entropy(**{**arguments, **change})
