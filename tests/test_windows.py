@@ -395,7 +395,7 @@ def test_blocks_fit_the_memory(monkeypatch):
         assert len(block) <= 64
         longest = lengths[block].max()
         assert len(block) == 1 or len(block) * longest <= evaluation.BLOCK_ITEMS
-    assert max(map(len, evaluation.blocks(lengths, 2**20, 4096))) == 16
+    assert max(map(len, evaluation.blocks(lengths, 2**20, 4096))) == 4
 
 
 # -- carried state ---------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader
 
-#: History items of a block, padding included ...
-BLOCK_ITEMS = 2**16
+#: History items of a block, padding included: few enough to compute in the cache
+#: (four times or a quarter of both limits measured slower) ...
+BLOCK_ITEMS = 2**14
 #: ... fewer where histories are longer than this, since attention is quadratic in them ...
 LONG = 512
-#: ... and scores of a block, rows x items of the catalogue (64 MB as float32).
-BLOCK_SCORES = 2**24
+#: ... and scores of a block, rows x items of the catalogue (16 MB as float32).
+BLOCK_SCORES = 2**22
 
 
 class BlockEvalLoader(FullSortEvalDataLoader):
@@ -43,7 +44,11 @@ class BlockEvalLoader(FullSortEvalDataLoader):
 
 
 def blocks(lengths, n_items: int, most_rows: int) -> list[list[int]]:
-    """Sort rows by length, longest first, and cut them into blocks; every block has a row."""
+    """Sort rows by length, longest first, and cut them into blocks of at least one row each.
+
+    The blocks are returned from the last to the first: those with the most rows, whose scores take
+    the most memory, come first, so that every later one fits where an earlier one was.
+    """
     order = np.argsort(-lengths, kind="stable")
     most_rows = max(1, min(most_rows, BLOCK_SCORES // n_items))
     result, at = [], 0
@@ -53,4 +58,4 @@ def blocks(lengths, n_items: int, most_rows: int) -> list[list[int]]:
         rows = max(1, min(most_rows, BLOCK_ITEMS // max(1, cost)))
         result.append(order[at : at + rows].tolist())
         at += rows
-    return result
+    return result[::-1]
