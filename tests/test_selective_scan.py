@@ -25,6 +25,9 @@ SHAPES = [
     (1, 33, 64, 16, 1),  # a batch of one is split over channels
     (3, 50, 16, 8, 16),  # one channel per group
     (2, 40, 264, 3, 1),  # more channels than a task takes
+    (2, 20, 12, 5, 1),  # channels and states that do not fill their vectors
+    (2, 20, 40, 6, 2),
+    (40, 18, 64, 16, 4),  # several groups in a task
     (1, 1000, 8, 4, 2),
 ]
 

@@ -1,256 +1,317 @@
 """The selective scan on the CPU, float32, compiled by numba.
 
-The recurrence is sequential in time and independent over batch rows and channels. One task is one
-batch row and one block of channels of one group; tasks run in parallel. Within a task the state is
-kept transposed, (d_state, block), so that every inner loop runs over contiguous channels and is
-vectorised, and the sums over channels that the gradients of B and C need are plain reductions.
+The recurrence is sequential in time and independent over batch rows and channels. The unit of work
+is an octet: eight channels of one group with all their states, computed in vectors of eight
+channels times two states (:mod:`recbole_hydra.ops.simd`). A group whose channels are no multiple of
+eight has empty lanes in its last octet. One task is one batch row and some neighbouring octets;
+tasks run in parallel.
 
-No tensor of size batch x length x channels x d_state exists. The forward pass stores the state
-before every ``CHUNK``-th step (training only); the backward pass walks the chunks from the last to
-the first, recomputes the states of one chunk into a buffer that fits the cache, and sweeps it.
+Time is walked in chunks. Within a chunk, a task takes its octets one after the other, so that the
+state of an octet stays in the first-level cache, and delta_t, u_t and y_t in registers. No tensor of size batch x length x channels x d_state exists: the forward pass stores the
+states before every chunk (training only); the backward pass walks the chunks from the last to the
+first, recomputes the states of a chunk, and sweeps it.
 """
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit, prange
 from torch.autograd.function import once_differentiable
 
-from recbole_hydra.ops.numba_support import FASTMATH, LOG2E, compiled, exp2, use_torch_threads
+from recbole_hydra.ops.numba_support import compiled, use_torch_threads
+from recbole_hydra.ops.simd import (
+    CHANNELS,
+    LANES,
+    LOG2E,
+    even,
+    exp2,
+    fma,
+    load,
+    load_each_twice,
+    load_pair,
+    store,
+    store_channel_sums,
+    store_pair_sums,
+    zero,
+)
 
 #: Steps between stored states. With d_state 16 the stored states are as large as one activation.
 CHUNK = 16
-#: Channels of a task: as many as keep the state of a task in the first-level cache ...
-MAX_BLOCK = 128
-#: ... and not fewer than fill a few vector registers, when a small batch is split over channels.
-MIN_BLOCK = 16
+#: Most octets of a task.
+MAX_OCTETS = 16
+
+_ZERO = np.float32(0.0)
 
 
-@njit(inline="always", fastmath=FASTMATH)
-def _step(h, a2, delta, w, Bt, Ct, y):
-    """Advance ``h`` (d_state, block) by one step and add <C_t, h_t> to ``y`` (block,)."""
-    block = y.shape[0]
-    for n in range(h.shape[0]):
-        hn = h[n]
-        an = a2[n]
-        b = Bt[n]
-        c = Ct[n]
-        for i in range(block):
-            hi = exp2(delta[i] * an[i]) * hn[i] + w[i] * b
-            hn[i] = hi
-            y[i] += c * hi
+# Arrays are passed flat and addressed by offsets: a view per step and octet, with its reference
+# count, would take as long as the step. The names of offsets: "at" counts (batch, time), so that
+# at * channels is a row of u, and (at * groups + g) * d_state one of B.
+
+
+@njit(inline="always")
+def _get(x, first, count, spare):
+    """``x[first : first + count]``, each number twice, zeros behind; ``spare`` is 8 zeros."""
+    if count == CHANNELS:
+        return load_each_twice(x, first)
+    for i in range(count):
+        spare[i] = x[first + i]
+    return load_each_twice(spare, 0)
+
+
+@njit(inline="always")
+def _put(vector, x, first, count, spare):
+    """Write the first ``count`` sums over pairs of lanes of ``vector`` to ``x[first:]``."""
+    if count == CHANNELS:
+        store_pair_sums(x, first, vector)
+    else:
+        store_pair_sums(spare, 0, vector)
+        for i in range(count):
+            x[first + i] = spare[i]
+        for i in range(CHANNELS):
+            spare[i] = _ZERO
 
 
 @compiled
-def _forward(u, delta, a2, B, C, D, h0, block, y, final, stored):
-    batch, length, channels = u.shape
-    d_state = a2.shape[1]
-    per_group = channels // B.shape[2]
-    blocks = channels // block
-    for task in prange(batch * blocks):
-        b = task // blocks
-        k = task % blocks
-        lo = k * block
-        g = lo // per_group
-        h = np.empty((d_state, block), np.float32)
-        w = np.empty(block, np.float32)
-        a = a2[k]
-        d = D[lo : lo + block]
-        for n in range(d_state):
-            for i in range(block):
-                h[n, i] = h0[b, lo + i, n]
-        for t in range(length):
-            if stored.shape[0] > 0 and t % CHUNK == 0:
-                stored[b, t // CHUNK, k] = h
-            ut = u[b, t, lo : lo + block]
-            dt = delta[b, t, lo : lo + block]
-            yt = y[b, t, lo : lo + block]
-            for i in range(block):
-                w[i] = dt[i] * ut[i]
-                yt[i] = d[i] * ut[i]
-            _step(h, a, dt, w, B[b, t, g], C[b, t, g], yt)
-        for n in range(d_state):
-            for i in range(block):
-                final[b, lo + i, n] = h[n, i]
+def _forward(sizes, u, delta, a2, B, C, D, h0, y, final, stored):
+    batch, octets, of_task = sizes[0], sizes[5], sizes[7]
+    tasks = octets // of_task
+    for task in prange(batch * tasks):
+        begin = (task % tasks) * of_task
+        _forward_task(task // tasks, begin, sizes, u, delta, a2, B, C, D, h0, y, final, stored)
+
+
+@njit
+def _forward_task(b, begin, sizes, u, delta, a2, B, C, D, h0, y, final, stored):
+    _, length, channels, groups, d_state, octets, per_group_octets, of_task = sizes
+    per_group = channels // groups
+    size = d_state * CHANNELS
+    chunks = (length + CHUNK - 1) // CHUNK
+    spare = np.zeros(CHANNELS, np.float32)
+    first = (b * octets + begin) * size
+    h = h0[first : first + of_task * size].copy()
+    for chunk in range(chunks):
+        start = b * length + chunk * CHUNK
+        stop = min(start + CHUNK, (b + 1) * length)
+        for k in range(begin, begin + of_task):
+            g = k // per_group_octets
+            offset = (k % per_group_octets) * CHANNELS
+            c, count = g * per_group + offset, min(CHANNELS, per_group - offset)
+            hk, ak = (k - begin) * size, k * size
+            if len(stored) > 0:
+                keep = ((b * chunks + chunk) * octets + k) * size
+                for o in range(0, size, LANES):
+                    store(stored, keep + o, load(h, hk + o))
+            d = even(_get(D, c, count, spare))
+            for at in range(start, stop):
+                ut = _get(u, at * channels + c, count, spare)
+                dt = _get(delta, at * channels + c, count, spare)
+                bc = (at * groups + g) * d_state
+                w = dt * ut
+                yt = d * ut
+                for n in range(0, d_state, 2):
+                    o = n * CHANNELS
+                    decay = exp2(dt * load(a2, ak + o))
+                    ht = fma(decay, load(h, hk + o), w * load_pair(B, bc + n))
+                    store(h, hk + o, ht)
+                    yt = fma(load_pair(C, bc + n), ht, yt)
+                _put(yt, y, at * channels + c, count, spare)
+    final[first : first + of_task * size] = h
 
 
 @compiled
 def _backward(
-    u, delta, a2, A, B, C, D, stored, block, gy, gfinal,
+    sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal, gu, gdelta, gA, gB, gC, gD, gh0
+):
+    batch, octets, of_task = sizes[0], sizes[5], sizes[7]
+    tasks = octets // of_task
+    for task in prange(batch * tasks):
+        begin = (task % tasks) * of_task
+        _backward_task(
+            task // tasks, begin, sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal,
+            gu, gdelta, gA, gB, gC, gD, gh0,
+        )  # fmt: skip
+
+
+@njit
+def _backward_task(
+    b, begin, sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal,
     gu, gdelta, gA, gB, gC, gD, gh0,
 ):  # fmt: skip
-    batch, length, channels = u.shape
-    d_state = a2.shape[1]
-    per_group = channels // B.shape[2]
-    blocks = channels // block
-    blocks_per_group = per_group // block
-    for task in prange(batch * blocks):
-        b = task // blocks
-        k = task % blocks
-        lo = k * block
-        g = lo // per_group
-        part = k % blocks_per_group
-        states = np.empty((CHUNK + 1, d_state, block), np.float32)
-        grad = np.empty((d_state, block), np.float32)  # d loss / d h_t
-        grad_a = np.zeros((d_state, block), np.float32)
-        grad_d = np.zeros(block, np.float32)
-        w = np.empty(block, np.float32)
-        through_w = np.empty(block, np.float32)  # sum_n d loss / d (delta_t u_t)
-        through_a = np.empty(block, np.float32)  # sum_n d loss / d (delta_t A) * A
-        a = a2[k]
-        a_natural = A[k]
-        d = D[lo : lo + block]
-        for n in range(d_state):
-            for i in range(block):
-                grad[n, i] = gfinal[b, lo + i, n]
-        for chunk in range((length - 1) // CHUNK, -1, -1):
-            start = chunk * CHUNK
-            stop = min(start + CHUNK, length)
-            # Recompute the states of this chunk; states[j] is the state before step start + j.
-            states[0] = stored[b, chunk, k]
-            for t in range(start, stop):
-                ut = u[b, t, lo : lo + block]
-                dt = delta[b, t, lo : lo + block]
-                before = states[t - start]
-                after = states[t - start + 1]
-                Bt = B[b, t, g]
-                for i in range(block):
-                    w[i] = dt[i] * ut[i]
-                for n in range(d_state):
-                    hn = before[n]
-                    out = after[n]
-                    an = a[n]
-                    bn = Bt[n]
-                    for i in range(block):
-                        out[i] = exp2(dt[i] * an[i]) * hn[i] + w[i] * bn
-            for t in range(stop - 1, start - 1, -1):
-                ut = u[b, t, lo : lo + block]
-                dt = delta[b, t, lo : lo + block]
-                gyt = gy[b, t, lo : lo + block]
-                gut = gu[b, t, lo : lo + block]
-                gdt = gdelta[b, t, lo : lo + block]
-                before = states[t - start]
-                after = states[t - start + 1]
-                Bt = B[b, t, g]
-                Ct = C[b, t, g]
-                gBt = gB[part, b, t, g]
-                gCt = gC[part, b, t, g]
-                for i in range(block):
-                    w[i] = dt[i] * ut[i]
-                    through_w[i] = 0.0
-                    through_a[i] = 0.0
-                    grad_d[i] += gyt[i] * ut[i]
-                for n in range(d_state):
-                    prev = before[n]
-                    cur = after[n]
-                    gn = grad[n]
-                    an = a[n]
-                    en = a_natural[n]
-                    gan = grad_a[n]
-                    bn = Bt[n]
-                    cn = Ct[n]
-                    sum_b = np.float32(0.0)
-                    sum_c = np.float32(0.0)
-                    for i in range(block):
-                        decay = exp2(dt[i] * an[i])
-                        gh = gn[i] + gyt[i] * cn
-                        sum_c += gyt[i] * cur[i]
-                        sum_b += gh * w[i]
-                        through_w[i] += gh * bn
-                        gh = gh * decay
-                        gn[i] = gh
-                        gx = gh * prev[i]  # d loss / d (delta_t A)
-                        through_a[i] += gx * en[i]
-                        gan[i] += gx * dt[i]
-                    gBt[n] = sum_b
-                    gCt[n] = sum_c
-                for i in range(block):
-                    gdt[i] = through_a[i] + through_w[i] * ut[i]
-                    gut[i] = through_w[i] * dt[i] + d[i] * gyt[i]
-        for i in range(block):
-            gD[b, lo + i] = grad_d[i]
-        for n in range(d_state):
-            for i in range(block):
-                gA[b, lo + i, n] = grad_a[n, i]
-                gh0[b, lo + i, n] = grad[n, i]
+    batch, length, channels, groups, d_state, octets, per_group_octets, of_task = sizes
+    per_group = channels // groups
+    size = d_state * CHANNELS
+    chunks = (length + CHUNK - 1) // CHUNK
+    spare = np.zeros(CHANNELS, np.float32)
+    states = np.empty((CHUNK + 1) * size, np.float32)  # of one octet
+    sum_b = np.zeros(CHUNK * size, np.float32)  # over the octets of a group, for d loss / d B
+    sum_c = np.zeros(CHUNK * size, np.float32)
+    first, last = (b * octets + begin) * size, (b * octets + begin + of_task) * size
+    gh0[first:last] = gfinal[first:last]  # d loss / d h_t, walking backwards
+    gA[first:last] = _ZERO
+    gD[(b * octets + begin) * LANES : (b * octets + begin + of_task) * LANES] = _ZERO
+    part = (begin % per_group_octets) // of_task  # a task has whole groups, or a part of one
+    for chunk in range(chunks - 1, -1, -1):
+        start = b * length + chunk * CHUNK
+        stop = min(start + CHUNK, (b + 1) * length)
+        for k in range(begin, begin + of_task):
+            g = k // per_group_octets
+            offset = (k % per_group_octets) * CHANNELS
+            c, count = g * per_group + offset, min(CHANNELS, per_group - offset)
+            ak, hk = k * size, (b * octets + k) * size
+            d = even(_get(D, c, count, spare))
+            # The states of this chunk again; states[j * size] is the one before step start + j.
+            kept = ((b * chunks + chunk) * octets + k) * size
+            for o in range(0, size, LANES):
+                store(states, o, load(stored, kept + o))
+            for at in range(start, stop):
+                dt = _get(delta, at * channels + c, count, spare)
+                w = dt * _get(u, at * channels + c, count, spare)
+                bc = (at * groups + g) * d_state
+                before = (at - start) * size
+                for n in range(0, d_state, 2):
+                    o = before + n * CHANNELS
+                    decay = exp2(dt * load(a2, ak + n * CHANNELS))
+                    ht = fma(decay, load(states, o), w * load_pair(B, bc + n))
+                    store(states, o + size, ht)
+            grad_d = load(gD, (b * octets + k) * LANES)
+            for at in range(stop - 1, start - 1, -1):
+                ut = _get(u, at * channels + c, count, spare)
+                dt = _get(delta, at * channels + c, count, spare)
+                gyt = _get(gy, at * channels + c, count, spare)
+                bc = (at * groups + g) * d_state
+                before = (at - start) * size
+                w = dt * ut
+                through_w = zero()  # sum_n d loss / d (delta_t u_t)
+                through_a = zero()  # sum_n d loss / d (delta_t A) * A
+                for n in range(0, d_state, 2):
+                    o = n * CHANNELS
+                    gh = fma(gyt, load_pair(C, bc + n), load(gh0, hk + o))
+                    now = load(states, before + size + o)
+                    store(sum_c, before + o, fma(gyt, now, load(sum_c, before + o)))
+                    store(sum_b, before + o, fma(gh, w, load(sum_b, before + o)))
+                    through_w = fma(gh, load_pair(B, bc + n), through_w)
+                    gh = gh * exp2(dt * load(a2, ak + o))
+                    store(gh0, hk + o, gh)
+                    gx = gh * load(states, before + o)  # d loss / d (delta_t A)
+                    through_a = fma(gx, load(A, ak + o), through_a)
+                    store(gA, hk + o, fma(gx, dt, load(gA, hk + o)))
+                grad_d = fma(gyt, ut, grad_d)
+                _put(fma(through_w, ut, through_a), gdelta, at * channels + c, count, spare)
+                _put(fma(through_w, dt, d * gyt), gu, at * channels + c, count, spare)
+            store(gD, (b * octets + k) * LANES, grad_d)
+            if k + 1 == begin + of_task or (k + 1) % per_group_octets == 0:  # the group's last
+                for at in range(start, stop):
+                    bc = ((part * batch * length + at) * groups + g) * d_state
+                    before = (at - start) * size
+                    for n in range(0, d_state, 2):
+                        o = before + n * CHANNELS
+                        store_channel_sums(gB, bc + n, load(sum_b, o))
+                        store_channel_sums(gC, bc + n, load(sum_c, o))
+                        store(sum_b, o, zero())
+                        store(sum_c, o, zero())
 
 
-def _block_size(batch: int, per_group: int, groups: int, threads: int) -> int:
-    """Channels of one task: the largest divisor of ``per_group`` up to ``MAX_BLOCK`` that leaves
-    every thread two tasks or more, but not below ``MIN_BLOCK``."""
-    sizes = [n for n in range(per_group, 0, -1) if per_group % n == 0 and n >= MIN_BLOCK]
-    for size in sizes:
-        if size <= MAX_BLOCK and batch * groups * (per_group // size) >= 2 * threads:
-            return size
-    return sizes[-1] if sizes else per_group
+def _octets_of_task(batch, groups, octets_per_group, threads) -> int:
+    """Octets of one task: as many as leave every thread four tasks, and ``MAX_OCTETS`` at most;
+    whole groups or an equal part of one."""
+    wholes = [n * octets_per_group for n in range(groups, 0, -1) if groups % n == 0]
+    parts = [n for n in range(octets_per_group - 1, 0, -1) if octets_per_group % n == 0]
+    for octets in wholes + parts:
+        tasks = batch * groups * octets_per_group // octets
+        if octets <= MAX_OCTETS and tasks >= 4 * threads:
+            return octets
+    return 1
 
 
-def _blocked(A: np.ndarray, block: int) -> np.ndarray:
-    """(channels, d_state) -> (channels // block, d_state, block), contiguous."""
-    return np.ascontiguousarray(A.reshape(-1, block, A.shape[1]).transpose(0, 2, 1))
+class _Octets:
+    """How channels lie in octets, and states in vectors.
+
+    The channels of a group are side by side; a vector has two states of eight channels, so that
+    an odd ``d_state`` gets a state that stays zero.
+    """
+
+    def __init__(self, channels, groups, d_state):
+        self.groups, self.per_group = groups, channels // groups
+        self.per_group_octets = -(-self.per_group // CHANNELS)
+        self.number = groups * self.per_group_octets
+        self.d_state, self.even_d_state = d_state, d_state + d_state % 2
+        self.size = self.even_d_state * CHANNELS
+
+    def pack(self, x):
+        """(..., channels, d_state) -> (..., octets, size)."""
+        x = x.detach().unflatten(-2, (self.groups, self.per_group))
+        empty = self.per_group_octets * CHANNELS - self.per_group
+        x = F.pad(x, (0, self.even_d_state - self.d_state, 0, empty)).flatten(-3, -2)
+        x = x.unflatten(-1, (-1, 2)).unflatten(-3, (self.number, CHANNELS))
+        return x.transpose(-3, -2).flatten(-3).contiguous()  # (..., pair of states, channel, 2)
+
+    def unpack(self, x):
+        """The inverse of :meth:`pack`."""
+        x = x.unflatten(-1, (-1, CHANNELS, 2)).transpose(-3, -2).flatten(-2)
+        x = x.flatten(-3, -2).unflatten(-2, (self.groups, -1))
+        return x[..., : self.per_group, : self.d_state].flatten(-3, -2)
+
+    def pack_sequence(self, x):
+        """B or C, (batch, length, groups, d_state), with an even number of states."""
+        return F.pad(x.detach(), (0, self.even_d_state - self.d_state)).contiguous()
+
+
+def _flat(*tensors):
+    return [x.view(-1).numpy() for x in tensors]
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, delta, A, B, C, D, initial_state):
         batch, length, channels = u.shape
-        d_state, groups = A.shape[1], B.shape[2]
-        u, delta, B, C = (x.contiguous() for x in (u, delta, B, C))
-        D_ = u.new_zeros(channels) if D is None else D.contiguous()
-        if initial_state is None:
-            h0 = u.new_zeros(batch, channels, d_state)
-        else:
-            h0 = initial_state.contiguous()
-        y = torch.empty_like(u)
-        final = torch.empty_like(h0)
+        groups = B.shape[2]
+        octets = _Octets(channels, groups, A.shape[1])
+        u, delta = u.detach().contiguous(), delta.detach().contiguous()
+        A, B, C = octets.pack(A), octets.pack_sequence(B), octets.pack_sequence(C)
+        states = (batch, octets.number, octets.size)
+        h0 = u.new_zeros(states) if initial_state is None else octets.pack(initial_state)
+        D_ = u.new_zeros(channels) if D is None else D.detach().contiguous()
+        y, final = torch.empty_like(u), torch.empty_like(h0)
+        training = any(ctx.needs_input_grad)
+        stored = u.new_empty(batch if training else 0, -(-length // CHUNK), *states[1:])
         threads = use_torch_threads()
-        block = _block_size(batch, channels // groups, groups, threads)
-        blocks = channels // block
-        if any(ctx.needs_input_grad):
-            stored = u.new_empty(batch, -(-length // CHUNK), blocks, d_state, block)
-        else:
-            stored = u.new_empty(0, 0, blocks, d_state, block)
-        a2 = _blocked(A.detach().numpy() * LOG2E, block)
-        arrays = [x.detach().numpy() for x in (u, delta, B, C, D_, h0, y, final, stored)]
-        u_, delta_, B_, C_, D_np, h0_, y_, final_, stored_ = arrays
-        _forward(u_, delta_, a2, B_, C_, D_np, h0_, block, y_, final_, stored_)
+        of_task = _octets_of_task(batch, groups, octets.per_group_octets, threads)
+        per_group = octets.per_group_octets
+        sizes = (batch, length, channels, groups, B.shape[3], octets.number, per_group, of_task)
+        _forward(sizes, *_flat(u, delta, A * float(LOG2E), B, C, D_, h0, y, final, stored))
         ctx.save_for_backward(u, delta, A, B, C, D_, stored)
-        ctx.block = block
-        ctx.has_D = D is not None
-        ctx.has_initial_state = initial_state is not None
-        return y, final
+        ctx.octets, ctx.sizes = octets, sizes
+        ctx.has_D, ctx.has_initial_state = D is not None, initial_state is not None
+        return y, octets.unpack(final)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gy, gfinal):
         u, delta, A, B, C, D, stored = ctx.saved_tensors
-        batch, _, channels = u.shape
-        block = ctx.block
-        parts = channels // B.shape[2] // block
+        octets, d_state = ctx.octets, ctx.octets.d_state
         gu, gdelta = torch.empty_like(u), torch.empty_like(u)
-        gA = u.new_empty(batch, channels, A.shape[1])
-        gh0 = torch.empty_like(gA)
-        gD = u.new_empty(batch, channels)
+        gh0 = u.new_empty(len(u), *A.shape)
+        gA = torch.empty_like(gh0)
+        gD = u.new_empty(len(u), octets.number, LANES)
+        parts = max(1, octets.per_group_octets // ctx.sizes[-1])
         gB = B.new_empty(parts, *B.shape)
         gC = torch.empty_like(gB)
         use_torch_threads()
-        A_np = A.detach().numpy()
-        inputs = [x.detach().numpy() for x in (B, C, D, stored)]
-        grads = [x.contiguous().numpy() for x in (gy, gfinal)]
-        outputs = [x.numpy() for x in (gu, gdelta, gA, gB, gC, gD, gh0)]
-        B_, C_, D_, stored_ = inputs
-        _backward(
-            u.detach().numpy(), delta.detach().numpy(),
-            _blocked(A_np * LOG2E, block), _blocked(A_np, block),
-            B_, C_, D_, stored_, block, *grads, *outputs,
-        )  # fmt: skip
+        inputs = (u, delta, A * float(LOG2E), A, B, C, D, stored)
+        grads = (gy.contiguous(), octets.pack(gfinal))
+        _backward(ctx.sizes, *_flat(*inputs, *grads, gu, gdelta, gA, gB, gC, gD, gh0))
+        gB, gC = (x[0] if parts == 1 else x.sum(0) for x in (gB, gC))
+        if ctx.has_D:
+            # Both states of a channel hold the same sum.
+            gD = gD.sum(0).view(octets.groups, -1, 2)[:, : octets.per_group, 0].flatten()
         return (
             gu,
             gdelta,
-            gA.sum(0),
-            gB.sum(0),
-            gC.sum(0),
-            gD.sum(0) if ctx.has_D else None,
-            gh0 if ctx.has_initial_state else None,
+            octets.unpack(gA.sum(0)),
+            gB[..., :d_state],
+            gC[..., :d_state],
+            gD if ctx.has_D else None,
+            octets.unpack(gh0) if ctx.has_initial_state else None,
         )
 
 
