@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.layers import Mamba, MultiHeadMamba, RotaryPositions
+from recbole_hydra.layers import Dropout, Mamba, MultiHeadMamba, RotaryPositions
 
 
 def mamba_written_out(x, in_proj, conv_w, conv_b, x_proj, dt_w, dt_b, A_log, D, out_proj):
@@ -120,3 +120,55 @@ def test_an_odd_head_cannot_be_rotated():
         RotaryPositions(7)
     with pytest.raises(ConfigError, match="rope_base must be a positive number"):
         RotaryPositions(8, base=0)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.5, 0.999999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_drops_its_share_and_keeps_the_mean(p, dtype):
+    layer, x = Dropout(p), torch.ones(333, 301, dtype=dtype, requires_grad=True)
+    torch.manual_seed(0)
+    y = layer(x)
+    assert y.dtype == dtype and y.shape == x.shape
+    assert float((y.detach() == 0).float().mean()) == pytest.approx(p, abs=0.005)
+    if p < 0.9:
+        assert float(y.detach().float().mean()) == pytest.approx(1.0, abs=0.01)
+    assert len(y.unique()) <= 2  # every kept element has the same scale
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # of ones, the gradient is the mask with its scale
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), y)
+    assert not torch.equal(layer(x), y) or p in (0.0, 0.999999)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_dropout_does_not_repeat_itself():
+    torch.manual_seed(0)
+    dropped = Dropout(0.5)(torch.ones(64, 64)) == 0
+    # Neighbouring elements share a draw of the generator: they must not agree more than by chance.
+    for step in (1, 2, 3, 4, 64):
+        same = (dropped.flatten()[step:] == dropped.flatten()[:-step]).float().mean()
+        assert float(same) == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("layer", ["Mamba", "MultiHeadMamba"])
+@pytest.mark.parametrize("cuts", [(1,), (3, 5), (2, 2, 2, 2)])
+def test_a_state_carries_a_layer_from_piece_to_piece(layer, cuts):
+    torch.manual_seed(0)
+    if layer == "Mamba":
+        module, x = Mamba(16, d_state=3), torch.randn(2, 9, 16)
+    else:
+        module, x = MultiHeadMamba(2, 8, d_state=3), torch.randn(2, 9, 2, 8)
+    whole = module(x)
+    state, pieces = module.initial_state(2), []
+    for piece in x.split([*cuts, 9 - sum(cuts)], dim=1):
+        y, state = module(piece, state)
+        pieces.append(y)
+    assert torch.allclose(torch.cat(pieces, dim=1), whole, atol=1e-6)
+
+
+def test_rotary_positions_with_an_offset_per_row():
+    x = torch.randn(3, 5, 2, 8)
+    rotary = RotaryPositions(8)
+    offset = torch.tensor([0, 7, 100])
+    rows = [rotary(x[i : i + 1], int(offset[i])) for i in range(3)]
+    assert torch.allclose(rotary(x, offset), torch.cat(rows), atol=1e-6)

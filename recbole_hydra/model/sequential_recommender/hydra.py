@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number, probability
-from recbole_hydra.layers import MultiHeadMamba, RotaryPositions
+from recbole_hydra.layers import Dropout, MultiHeadMamba, RotaryPositions
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
@@ -51,7 +51,7 @@ class Hydra(StateSpaceRecommender):
 
         self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
         self.item_norm = nn.RMSNorm(d, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             HydraLayer(
                 d,
@@ -141,7 +141,7 @@ class HydraLayer(nn.Module):
         self.W_O = nn.Linear(width, d, bias=False)
         self.ffn_norm = nn.RMSNorm(d, eps)
         self.ffn = FeedForward(d, ffn_type, ffn_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, H, position=0, state=None):
         """(batch, length, d) to the same; position t sees positions up to t.

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, positive_int, probability
-from recbole_hydra.layers import Mamba
+from recbole_hydra.layers import Dropout, Mamba
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
@@ -40,7 +40,7 @@ class Mamba4Rec(StateSpaceRecommender):
 
         self.item_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.mamba_layers = nn.ModuleList(
             MambaLayer(hidden_size, dropout, residual=num_layers > 1, **mamba)
             for _ in range(num_layers)
@@ -85,7 +85,7 @@ class MambaLayer(nn.Module):
         super().__init__()
         self.residual = residual
         self.mamba = Mamba(hidden_size, **mamba)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.ffn = FeedForward(hidden_size, 4 * hidden_size, dropout)
 
@@ -106,7 +106,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.w_1 = nn.Linear(hidden_size, inner_size)
         self.w_2 = nn.Linear(inner_size, hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
 
     def forward(self, H):
