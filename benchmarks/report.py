@@ -13,9 +13,10 @@ def machine() -> str:
     """The processor, its threads in use, and the versions, in one line."""
     try:
         info = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        cpu = next(x.split(":", 1)[1].strip() for x in info.splitlines() if x.startswith("model name"))
-        wide = ", AVX-512" if "avx512f" in info else ""
-    except (OSError, StopIteration):
+        names = [line for line in info.splitlines() if line.startswith("model name")]
+        cpu = names[0].partition(":")[2].strip()
+        wide = next((f", {x.upper()}" for x in ("avx512f", "avx2") if x in info), "")
+    except (OSError, IndexError):
         cpu, wide = platform.processor() or platform.machine(), ""
     return (
         f"{cpu}{wide}, {torch.get_num_threads()} threads, torch {torch.__version__}, "

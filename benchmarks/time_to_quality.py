@@ -18,7 +18,7 @@ from recbole_hydra import run_recbole_hydra
 MODELS = ["SASRec", "GRU4Rec", "Mamba4Rec", "Hydra"]
 
 
-class Reached(Exception):
+class MarkReached(Exception):  # noqa: N818 (it is no error)
     """Ends a run at the mark."""
 
 
@@ -35,7 +35,7 @@ def curve(model, mode, epochs, mark=None):
         points.append((before + last["train_seconds"] + last["valid_seconds"], score[0]))
         print(model, mode, f"{points[-1][0]:.1f} s", score[0], flush=True)
         if mark is not None and score[0] >= mark:
-            raise Reached
+            raise MarkReached
         return score
 
     trainer.ResumableTrainer._valid_epoch = watch
@@ -48,7 +48,7 @@ def curve(model, mode, epochs, mark=None):
     }
     try:
         run_recbole_hydra(model, "ml-100k", config_dict=settings, saved=False)
-    except Reached:
+    except MarkReached:
         pass
     finally:
         trainer.ResumableTrainer._valid_epoch = valid_epoch
@@ -86,7 +86,8 @@ def main():
         reached = points[-1][1] >= mark
         ratio = f"{seconds / points[-1][0]:.1f}" if reached else "not reached"
         best = max(score for _, score in points)
-        rows.append([model, "autoregressive", len(points), f"{best:.4f}", f"{points[-1][0]:.0f}", ratio])
+        row = [model, "autoregressive", len(points), f"{best:.4f}", f"{points[-1][0]:.0f}", ratio]
+        rows.append(row)
     plot(curves, mark)
     (report.RESULTS / "time_to_quality.json").write_text(json.dumps(curves, indent=1))
     report.write(

@@ -1,8 +1,9 @@
 """All that exists only because of today's versions of RecBole's surroundings.
 
 :func:`apply` runs when recbole_hydra is imported. It replaces methods of RecBole's classes and puts
-back the numpy names RecBole reads; torch, scipy and pandas are left as they are. Each item says
-what it is for and when it can be deleted.
+back the numpy names RecBole reads; torch, scipy and pandas are left as they are (torch's anomaly
+mode, which RecBole switches on, is off again). Each item says what it is for and when it can be
+deleted.
 """
 
 import functools

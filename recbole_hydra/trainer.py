@@ -201,8 +201,9 @@ class ResumableTrainer:
             )
         for key in FIXED:
             if self.config[key] != state["config"].get(key):
+                before = state["config"].get(key)
                 raise CheckpointError(
-                    f"{path}: {key} cannot change on resuming, from {state['config'].get(key)!r} to "
+                    f"{path}: {key} cannot change on resuming, from {before!r} to "
                     f"{self.config[key]!r}; start a new run for it"
                 )
         checkpoint.restore_model(self.model, state, path)

@@ -9,10 +9,10 @@ from recbole_hydra.ops.linear_cross_entropy import blocked
 
 def inputs(n, width, n_items, scale=1.0, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(n, width, generator=generator, dtype=torch.float64).to(dtype)
-    weight = (scale * torch.randn(n_items, width, generator=generator, dtype=torch.float64)).to(dtype)
+    hidden = torch.randn(n, width, generator=generator, dtype=torch.float64)
+    weight = scale * torch.randn(n_items, width, generator=generator, dtype=torch.float64)
     target = torch.randint(0, n_items, (n,), generator=generator)
-    return hidden.requires_grad_(), weight.requires_grad_(), target
+    return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), target
 
 
 def loss_and_gradients(loss, hidden, weight):

@@ -209,7 +209,7 @@ def short_histories(tmp_path_factory):
     """Users with 1 to LENGTH + 3 interactions, so that none trains on more than LENGTH items."""
     rng = np.random.default_rng(1)
     users = {
-        f"u{u}": [(f"i{i}", NOW + int(t)) for i, t in zip(*rng.integers(1, (30, 900), (n, 2)).T)]
+        f"u{u}": [(f"i{i}", NOW + int(t)) for i, t in rng.integers(1, (30, 900), (n, 2))]
         for u, n in enumerate([1, 2, 3, 4, LENGTH, LENGTH + 1, LENGTH + 3] * 3)
     }
     return write(tmp_path_factory.mktemp("short"), users), users

@@ -4,6 +4,7 @@ import numba
 import torch
 from numba import njit
 
+
 def compiled(function):
     """Compile on first use, and keep the result on disk where a folder for it can be written.
 

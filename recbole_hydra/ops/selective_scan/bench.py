@@ -40,7 +40,7 @@ def make_inputs(batch, length, channels, d_state, groups, seed=0):
     return [x.requires_grad_() for x in (u, delta, A, B, C, normal(channels))]
 
 
-def _pscan():
+def pscan_with_our_signature():
     """mambapy's parallel scan with our signature, one group; None where it is not installed."""
     try:
         from mambapy.pscan import pscan
@@ -71,8 +71,8 @@ def measure(shape, repeats):
         "numba": lambda *x: selective_scan(*x, backend="numba"),
         "naive": lambda *x: selective_scan(*x, backend="naive"),
     }
-    if shape[-1] == 1 and _pscan() is not None:
-        sides["pscan"] = _pscan()
+    if shape[-1] == 1 and pscan_with_our_signature() is not None:
+        sides["pscan"] = pscan_with_our_signature()
     _milliseconds(sides["numba"], inputs, grad)  # compiles
     times = {name: [] for name in sides}
     for _ in range(repeats):

@@ -7,9 +7,10 @@ eight has empty lanes in its last octet. One task is one batch row and some neig
 tasks run in parallel.
 
 Time is walked in chunks. Within a chunk, a task takes its octets one after the other, so that the
-state of an octet stays in the first-level cache, and delta_t, u_t and y_t in registers. No tensor of size batch x length x channels x d_state exists: the forward pass stores the
-states before every chunk (training only); the backward pass walks the chunks from the last to the
-first, recomputes the states of a chunk, and sweeps it.
+state of an octet stays in the first-level cache, and delta_t, u_t and y_t in registers. No tensor
+of size batch x length x channels x d_state exists: the forward pass stores the states before every
+chunk (training only); the backward pass walks the chunks from the last to the first, recomputes the
+states of a chunk, and sweeps it.
 """
 
 import numpy as np
@@ -41,7 +42,6 @@ CHUNK = 16
 MAX_OCTETS = 16
 
 _ZERO = np.float32(0.0)
-
 
 # Arrays are passed flat and addressed by offsets: a view per step and octet, with its reference
 # count, would take as long as the step. The names of offsets: "at" counts (batch, time), so that
