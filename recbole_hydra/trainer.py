@@ -12,6 +12,7 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_hydra import checkpoint
+from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, TrainingError
 from recbole_hydra.window_loss import WindowLoss
@@ -58,6 +59,8 @@ class ResumableTrainer:
     def __init__(self, config, model):
         checkpoint.check_writable(config["checkpoint_dir"])
         super().__init__(config, model)
+        if config["training_mode"] == "autoregressive":
+            self.eval_collector = TargetCollector(config)
         self._name_files(Path(self.checkpoint_dir) / run_name(config))
         self._initial_numbers = _numbers(model)
         self.history = []
@@ -76,6 +79,23 @@ class ResumableTrainer:
         self.data_state = {"vocabulary": vocabulary, "histories": histories}
 
     # -- RecBole's hooks ------------------------------------------------------------------------
+
+    def _build_optimizer(self, **kwargs):
+        """RecBole's optimizer; on every position, with torch's fused update where it has one.
+
+        After the scan and the loss, the update of the item table is what is left to speed up: fused
+        it takes a fifth of the time, of a million items a thirtieth. The numbers differ in the last
+        digits from those of torch's default.
+        """
+        optimizer = super()._build_optimizer(**kwargs)
+        fused = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+        if self.config["training_mode"] != "autoregressive" or type(optimizer) not in fused:
+            return optimizer
+        groups = [
+            {key: value for key, value in group.items() if key not in ("foreach", "fused")}
+            for group in optimizer.param_groups
+        ]
+        return type(optimizer)(groups, fused=True)
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, **kwargs):
         """Train as RecBole's ``fit``; a run that was resumed goes on where it was.

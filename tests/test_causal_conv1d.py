@@ -48,6 +48,37 @@ def test_torch_agrees_with_naive_with_gradients(shape, dtype):
         torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 70, 64, 4), (40, 5, 32, 4), (1, 3, 48, 3)])
+def test_numba_agrees_with_naive_with_gradients(shape, with_state, activation):
+    results = []
+    for backend, kind in (("numba", torch.float32), ("naive", torch.float64)):
+        x, weight, bias, state = [x.requires_grad_() for x in make_inputs(shape, kind)]
+        start = state if with_state else None
+        y, final = causal_conv1d(x, weight, bias, start, True, activation, backend)
+        loss = (y * torch.cos(torch.arange(y.numel())).view(y.shape)).sum() + (final**2).sum()
+        inputs = [x, weight, bias, state] if with_state else [x, weight, bias]
+        results.append([y, final, *torch.autograd.grad(loss, inputs)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
+
+
+def test_numba_takes_what_it_can_and_says_so():
+    x, weight, bias, _ = make_inputs((2, 9, 5, 4), torch.float32)
+    torch.testing.assert_close(
+        causal_conv1d(x, weight, backend="numba"), causal_conv1d(x, weight, backend="naive")
+    )
+    strided = x.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(
+        causal_conv1d(strided, weight, bias), causal_conv1d(x, weight, bias, backend="naive")
+    )
+    with pytest.raises(BackendError, match="'numba' cannot be used: it computes in float32"):
+        causal_conv1d(x.double(), weight.double(), backend="numba")
+    x[0, 3, 2] = float("nan")
+    assert causal_conv1d(x, weight, bias, activation="silu")[0, 3:7, 2].isnan().all()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_state_bias_and_activation_are_optional(backend):
     x, weight, bias, state = make_inputs((2, 9, 5, 4))

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader
+from recbole.evaluator import Collector
 
 #: History items of a block, padding included: few enough to compute in the cache
 #: (four times or a quarter of both limits measured slower) ...
@@ -59,3 +60,25 @@ def blocks(lengths, n_items: int, most_rows: int) -> list[list[int]]:
         result.append(order[at : at + rows].tolist())
         at += rows
     return result[::-1]
+
+
+class TargetCollector(Collector):
+    """RecBole's collector for rows with one target each, as leave-one-out has them.
+
+    RecBole marks the targets in a matrix of rows x items and reads the hits off it; with one target
+    per row a comparison with the top k says the same. Other needs than the top k are RecBole's.
+    """
+
+    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+        """Keep what the metrics need of a block: see RecBole's method of this name."""
+        others = ("rec.meanrank", "rec.score", "data.label")
+        rows = torch.arange(len(scores_tensor))
+        if not torch.equal(positive_u, rows) or any(self.register.need(key) for key in others):
+            return super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        best = torch.topk(scores_tensor, max(self.topk), dim=-1).indices
+        if self.register.need("rec.items"):
+            self.data_struct.update_tensor("rec.items", best)
+        if self.register.need("rec.topk"):
+            hits = (best == positive_i.to(best.device).unsqueeze(1)).int()
+            counts = torch.ones_like(hits[:, :1])
+            self.data_struct.update_tensor("rec.topk", torch.cat((hits, counts), dim=1))

@@ -97,6 +97,7 @@ def gbce(states, item_table, targets, negatives, t):
 
 def _scores(states, item_table, targets, negatives):
     """Scores of the targets, (targets,), and of the negatives, (targets, number)."""
-    # F.embedding, unlike indexing, has a fast backward pass for repeated items.
-    positive = (states * F.embedding(targets, item_table)).sum(-1)
-    return positive, states @ F.embedding(negatives, item_table).T
+    # One lookup for both: its backward pass makes a gradient as large as the table.
+    rows = F.embedding(torch.cat([targets, negatives]), item_table)
+    positive = (states * rows[: len(targets)]).sum(-1)
+    return positive, states @ rows[len(targets) :].T

@@ -188,27 +188,41 @@ _POLYNOMIAL = (1.0, 6.9314720e-01, 2.4022648e-01, 5.5503325e-02, 9.6184374e-03, 
 _ROUND = 1.5 * 2.0**23
 
 
+def _exp2(builder, x):
+    low, high = _constant(-126.0), _constant(127.0)
+    x = builder.select(builder.fcmp_ordered("<", x, low), low, x)  # false for NaN
+    x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+    # Without fast-math flags, since (x + _ROUND) - _ROUND must not be simplified to x.
+    rounded = builder.fadd(x, _constant(_ROUND))
+    f = builder.fsub(x, builder.fsub(rounded, _constant(_ROUND)))
+    # Estrin's scheme: pairs of coefficients side by side, for a short chain of operations.
+    c = [_constant(coefficient) for coefficient in _POLYNOMIAL]
+    f2 = builder.fmul(f, f)
+    p01, p23, p45 = (_fma(builder, c[i + 1], f, c[i]) for i in (0, 2, 4))
+    p456 = _fma(builder, c[6], f2, p45)
+    p = _fma(builder, _fma(builder, p456, f2, p23), f2, p01)
+    whole = builder.shl(builder.bitcast(rounded, _INTEGERS), _constant(23))
+    power = builder.add(whole, _constant(127 << 23))
+    return builder.fmul(p, builder.bitcast(power, _VECTOR))
+
+
 @intrinsic
 def exp2(typingctx, x):
     """Return 2^x lane by lane; x is clamped to [-126, 127], NaN stays NaN."""
 
     def codegen(context, builder, signature, args):
-        (x,) = args
-        low, high = _constant(-126.0), _constant(127.0)
-        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)  # false for NaN
-        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
-        # Without fast-math flags, since (x + _ROUND) - _ROUND must not be simplified to x.
-        rounded = builder.fadd(x, _constant(_ROUND))
-        f = builder.fsub(x, builder.fsub(rounded, _constant(_ROUND)))
-        # Estrin's scheme: pairs of coefficients side by side, for a short chain of operations.
-        c = [_constant(coefficient) for coefficient in _POLYNOMIAL]
-        f2 = builder.fmul(f, f)
-        p01, p23, p45 = (_fma(builder, c[i + 1], f, c[i]) for i in (0, 2, 4))
-        p456 = _fma(builder, c[6], f2, p45)
-        p = _fma(builder, _fma(builder, p456, f2, p23), f2, p01)
-        whole = builder.shl(builder.bitcast(rounded, _INTEGERS), _constant(23))
-        power = builder.add(whole, _constant(127 << 23))
-        return builder.fmul(p, builder.bitcast(power, _VECTOR))
+        return _exp2(builder, args[0])
+
+    return vector(vector), codegen
+
+
+@intrinsic
+def sigmoid(typingctx, x):
+    """Return 1 / (1 + exp(-x)) lane by lane."""
+
+    def codegen(context, builder, signature, args):
+        e = _exp2(builder, builder.fmul(args[0], _constant(-float(LOG2E))))
+        return builder.fdiv(_constant(1.0), builder.fadd(_constant(1.0), e))
 
     return vector(vector), codegen
 
@@ -228,3 +242,18 @@ def _binary(operation, instruction):
 
 
 _binary(operator.mul, "fmul")
+_binary(operator.add, "fadd")
+
+
+@type_callable(operator.neg)
+def _type_of_negative(context):
+    def typer(x):
+        if x == vector:
+            return vector
+
+    return typer
+
+
+@lower_builtin(operator.neg, vector)
+def _lower_negative(context, builder, signature, args):
+    return builder.fneg(args[0])

@@ -1,5 +1,6 @@
 """Causal depthwise convolution: the short filter in front of Mamba's scan."""
 
+import torch
 import torch.nn.functional as F
 
 from recbole_hydra.errors import BackendError
@@ -13,7 +14,7 @@ from recbole_hydra.ops.causal_conv1d.torch_conv import causal_conv1d_torch
 
 __all__ = ["BACKENDS", "causal_conv1d"]
 
-BACKENDS = ("causal_conv1d", "torch", "naive")
+BACKENDS = ("causal_conv1d", "numba", "torch", "naive")
 
 
 def causal_conv1d(
@@ -40,8 +41,9 @@ def causal_conv1d(
         return_final_state: also return the last ``width - 1`` inputs, the next call's
             ``initial_state``.
         activation: None, "silu" or "swish" (the same).
-        backend: "naive", "torch" (both any device and dtype), "causal_conv1d" (CUDA, widths 2 to
-            4, no states) or "auto", the fastest of them that fits the call.
+        backend: "naive", "torch" (both any device and dtype), "numba" (CPU, float32),
+            "causal_conv1d" (CUDA, widths 2 to 4, no states) or "auto", the fastest of them that
+            fits the call.
 
     Returns:
         y, (batch, length, channels); with ``return_final_state`` the pair (y, final_state).
@@ -53,21 +55,41 @@ def causal_conv1d(
     _check(x, weight, bias, initial_state, activation)
     with_states = initial_state is not None or return_final_state
     if backend == "auto":
-        backend = "torch" if _cuda_objection(x, weight, with_states) else "causal_conv1d"
+        fitting = (name for name in BACKENDS if _objection(name, x, weight, with_states) is None)
+        backend = next(fitting)
     elif backend not in BACKENDS:
         raise BackendError(
             f"causal_conv1d: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
         )
-    elif backend == "causal_conv1d" and (objection := _cuda_objection(x, weight, with_states)):
+    elif objection := _objection(backend, x, weight, with_states):
         raise BackendError(f"causal_conv1d: backend {backend!r} cannot be used: {objection}")
 
     if backend == "causal_conv1d":
         return causal_conv1d_cuda(x, weight, bias, activation)
-    conv = causal_conv1d_torch if backend == "torch" else causal_conv1d_naive
-    y, final_state = conv(x, weight, bias, initial_state)
-    if activation is not None:
-        y = F.silu(y)
+    if backend == "numba":
+        # Imported here: numba takes a second to load, which a GPU run need not spend.
+        from recbole_hydra.ops.causal_conv1d.numba_cpu import causal_conv1d_numba
+
+        silu = activation is not None
+        y, final_state = causal_conv1d_numba(x, weight, bias, initial_state, silu)
+    else:
+        conv = causal_conv1d_torch if backend == "torch" else causal_conv1d_naive
+        y, final_state = conv(x, weight, bias, initial_state)
+        if activation is not None:
+            y = F.silu(y)
     return (y, final_state) if return_final_state else y
+
+
+def _objection(name, x, weight, with_states):
+    """Say why backend ``name`` cannot take this call, or return None."""
+    if name == "causal_conv1d":
+        return _cuda_objection(x, weight, with_states)
+    if name == "numba":
+        if x.device.type != "cpu":
+            return f"it runs on the CPU only, the input is on {x.device}; use torch"
+        if x.dtype != torch.float32 or weight.dtype != torch.float32:
+            return f"it computes in float32, the input is {x.dtype}; use torch"
+    return None
 
 
 def _cuda_objection(x, weight, with_states):
