@@ -3,7 +3,7 @@
 import torch
 
 from recbole_hydra.data.windows import CONTINUES, HANDS_ON
-from recbole_hydra.model.causal import every_state, target_loss
+from recbole_hydra.model.causal import states_at, target_loss
 
 
 class WindowLoss:
@@ -26,20 +26,20 @@ class WindowLoss:
             batch: an ``Interaction`` of :class:`recbole_hydra.data.windows.WindowLoader`.
         """
         model = self.model
-        item_seq = batch[model.ITEM_SEQ]
-        states = self._continued(batch) if self.carry_state else every_state(model, item_seq)
-        states = states.flatten(0, 1)
         targets = batch[model.POS_ITEM_ID].flatten()
         counted = targets.nonzero().squeeze(1)
+        if self.carry_state:
+            states = self._continued(batch, counted)
+        else:
+            states = states_at(model, batch[model.ITEM_SEQ], counted)
         negatives = None
         if model.loss_type == "BPR":
             negatives = batch[model.NEG_ITEM_ID].flatten(0, 1).index_select(0, counted)
-        states = states.index_select(0, counted)
         return target_loss(model, states, targets.index_select(0, counted), negatives)
 
 
-    def _continued(self, batch):
-        """States of every position, starting from what earlier windows left."""
+    def _continued(self, batch, counted):
+        """States at the counted positions, starting from what earlier windows left."""
         model = self.model
         users = batch[model.USER_ID].tolist()
         blank = [part[0] for part in model.initial_state(1)]
@@ -48,7 +48,7 @@ class WindowLoss:
             for user, continues in zip(users, batch[CONTINUES].tolist(), strict=True)
         ]
         before = tuple(torch.stack(parts) for parts in zip(*before, strict=True))
-        states, after = model.encode(batch[model.ITEM_SEQ], before)
+        states, after = model.encode(batch[model.ITEM_SEQ], before, counted)
         after = [part.detach() for part in after]
         for row, hands_on in enumerate(batch[HANDS_ON].tolist()):
             if hands_on:

@@ -24,6 +24,18 @@ def _initial_dt_bias(channels, dt_min=1e-3, dt_max=0.1, floor=1e-4):
     return dt + torch.log(-torch.expm1(-dt))  # inverse of softplus
 
 
+def kept(x, keep=None):
+    """The positions ``keep`` of x, (batch, length, ...), as (positions, ...); all of x if None.
+
+    What follows the scan of a model's last layer acts on each position by itself: where only some
+    states are wanted, the counted targets' or the last items', the others need not be computed.
+
+    Args:
+        keep: b * length + t of every position wanted, (positions,) int64.
+    """
+    return x if keep is None else x.flatten(0, 1).index_select(0, keep)
+
+
 class Mamba(nn.Module):
     """The Mamba block (Gu and Dao 2023, arXiv 2312.00752, figure 3).
 
@@ -73,18 +85,21 @@ class Mamba(nn.Module):
         """The state before the first position: zeros; see :meth:`forward`."""
         return _zero_state(batch, self.conv1d.weight[:, 0], self.A_log)
 
-    def forward(self, hidden, state=None):
+    def forward(self, hidden, state=None, keep=None):
         """Map (batch, length, d_model) to (batch, length, d_model); position t sees up to t.
 
         Args:
             state: what the positions before ``hidden`` left: the last inputs of the convolution,
                 (batch, d_inner, d_conv - 1), and the scan's state, (batch, d_inner, d_state).
+            keep: positions whose output is wanted; see :func:`kept`.
 
         Returns:
             The output; with ``state`` the pair (output, state after the last position).
         """
         conv_state, scan_state = state or (None, None)
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)  # (batch, length, d_inner) each
+        to_x, to_z = self.in_proj.weight.chunk(2)
+        x = F.linear(hidden, to_x)  # (batch, length, d_inner)
+        z = F.linear(kept(hidden, keep), to_z)
         x, conv_state = _convolve(x, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
         y, scan_state = _scan(
@@ -97,7 +112,7 @@ class Mamba(nn.Module):
             scan_state,
             self.scan_backend,
         )
-        out = self.out_proj(y * F.silu(z))
+        out = self.out_proj(kept(y, keep) * F.silu(z))
         return out if state is None else (out, (conv_state, scan_state))
 
 
@@ -149,19 +164,23 @@ class MultiHeadMamba(nn.Module):
         of all heads side by side."""
         return _zero_state(batch, self.conv_weight, self.A_log)
 
-    def forward(self, X, state=None):
+    def forward(self, X, state=None, keep=None):
         """Map X, (batch, length, heads, head_dim), head by head, to the same shape.
 
-        With ``state``, returns the pair (output, state after the last position).
+        With ``state``, returns the pair (output, state after the last position); ``keep``, see
+        :func:`kept`, restricts the output.
         """
         conv_state, scan_state = state or (None, None)
-        x, z = _per_head(X, self.in_proj).chunk(2, dim=-1)  # (batch, length, heads, d_inner)
+        to_x, to_z = self.in_proj.chunk(2, dim=1)
+        x, z = _per_head(X, to_x), _per_head(kept(X, keep), to_z)  # (..., heads, d_inner)
         x, conv_state = _convolve(x.flatten(2), self.conv_weight, self.conv_bias, conv_state)
-        dt, B, C = _per_head(x.unflatten(2, z.shape[2:]), self.x_proj).split(self.sizes, dim=-1)
+        heads = z.shape[-2:]
+        dt, B, C = _per_head(x.unflatten(2, heads), self.x_proj).split(self.sizes, dim=-1)
         delta = F.softplus(_per_head(dt, self.dt_proj).flatten(2) + self.dt_bias)
         A = -torch.exp(self.A_log)
         y, scan_state = _scan(x, delta, A, B, C, self.D, scan_state, self.scan_backend)
-        out = _per_head(y.unflatten(2, z.shape[2:]) * F.silu(z), self.out_proj)
+        y = kept(y.unflatten(2, heads), keep)
+        out = _per_head(y * F.silu(z), self.out_proj)
         return out if state is None else (out, (conv_state, scan_state))
 
 
@@ -189,5 +208,5 @@ def _scan(x, delta, A, B, C, D, state, backend):
 
 
 def _per_head(x, weight):
-    """Multiply head i of x, (batch, length, heads, in), by weight[i], (heads, out, in)."""
-    return torch.einsum("blvi,voi->blvo", x, weight)
+    """Multiply head i of x, (..., heads, in), by weight[i], (heads, out, in)."""
+    return torch.einsum("...vi,voi->...vo", x, weight)

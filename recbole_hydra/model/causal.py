@@ -27,12 +27,17 @@ def can_carry_state(model_class: type) -> bool:
     return is_causal(model_class) and model_class not in RECBOLE_CAUSAL
 
 
-def every_state(model, item_seq):
-    """States of a causal model at every position of ``item_seq``, (batch, length, width)."""
+def states_at(model, item_seq, keep):
+    """States of a causal model at the positions ``keep`` of ``item_seq``, (positions, width).
+
+    Args:
+        item_seq: (batch, length). keep: b * length + t of every position wanted, (positions,).
+    """
     if isinstance(model, StateSpaceRecommender):
-        return model.encode(item_seq)
+        return model.encode(item_seq, keep=keep)
     with _gathering_all(model):
-        return model.forward(item_seq, (item_seq > 0).sum(1))
+        states = model.forward(item_seq, (item_seq > 0).sum(1))
+    return states.flatten(0, 1).index_select(0, keep)
 
 
 def target_loss(model, states, targets, negatives=None):

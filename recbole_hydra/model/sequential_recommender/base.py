@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.loss import BPRLoss
@@ -63,12 +64,13 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         """What :meth:`encode` carries, before the first item: a tuple of tensors, batch first."""
 
     @abstractmethod
-    def encode(self, item_seq, state=None):
+    def encode(self, item_seq, state=None, keep=None):
         """Map item ids, (batch, length), to one state per position, (batch, length, width).
 
         The state at position t depends on the items up to t only. Given ``state``, what the items
         before ``item_seq`` left, it returns the pair (states, what is left now); the latter is
-        meaningful for rows without padding.
+        meaningful for rows without padding. Given ``keep``, the states are those of the positions
+        b * length + t in it, (positions, width).
         """
 
     @property
@@ -130,7 +132,8 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 f"{self.ITEM_SEQ_LEN}: every sequence needs 1 to {item_seq.shape[1]} items, got "
                 f"lengths from {int(length.min())} to {int(length.max())}"
             )
-        return self.forward(item_seq, length)
+        rows = torch.arange(len(length), device=length.device)
+        return self.encode(item_seq, keep=rows * item_seq.shape[1] + length - 1)
 
     def _check_ids(self, field, ids):
         """Refuse ids outside the item table: on a GPU they would end the process."""

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number, probability
-from recbole_hydra.layers import Dropout, MultiHeadMamba, RotaryPositions
+from recbole_hydra.layers import Dropout, MultiHeadMamba, RotaryPositions, kept
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
@@ -85,21 +85,24 @@ class Hydra(StateSpaceRecommender):
         position = torch.zeros(batch, dtype=torch.long, device=self.item_table.device)
         return position, *(part for x in self.layers for part in x.mamba.initial_state(batch))
 
-    def encode(self, item_seq, state=None):
+    def encode(self, item_seq, state=None, keep=None):
         """Map item ids, (batch, length), to states, (batch, length, hidden_size).
 
         ``state`` is the position of the first item, (batch,), then two tensors per layer; see
         :meth:`recbole_hydra.layers.Mamba.forward`. With it, returns (states, state after the last).
+        With ``keep``, see :func:`recbole_hydra.layers.kept`, the states are those positions' only.
         """
         H = self.item_norm(self.dropout(self.item_embedding(item_seq)))
+        last = len(self.layers) - 1
         if state is None:
-            for layer in self.layers:
-                H = layer(H)
+            for i, layer in enumerate(self.layers):
+                H = layer(H, keep=keep if i == last else None)
             return self.output_norm(H)
         position, *parts = state
         after = [position + item_seq.shape[1]]
-        for layer, mamba_state in zip(self.layers, per_layer(parts), strict=True):
-            H, mamba_state = layer(H, position, mamba_state)
+        for i, mamba_state in enumerate(per_layer(parts)):
+            to_keep = keep if i == last else None
+            H, mamba_state = self.layers[i](H, position, mamba_state, to_keep)
             after += mamba_state
         return self.output_norm(H), tuple(after)
 
@@ -134,32 +137,42 @@ class HydraLayer(nn.Module):
         rope = RotaryPositions(head_dim, 10_000.0 if rope_base is None else rope_base)
         self.rope = None if rope_base is None else rope
         self.y_norm = {
-            "rms": nn.Sequential(nn.Flatten(2), nn.RMSNorm(width, eps)),
-            "head_rms": nn.Sequential(nn.RMSNorm(head_dim, eps), nn.Flatten(2)),
-            "none": nn.Flatten(2),
+            "rms": nn.Sequential(nn.Flatten(-2), nn.RMSNorm(width, eps)),
+            "head_rms": nn.Sequential(nn.RMSNorm(head_dim, eps), nn.Flatten(-2)),
+            "none": nn.Flatten(-2),
         }[one_of("y_norm", y_norm, ("rms", "head_rms", "none"))]
         self.W_O = nn.Linear(width, d, bias=False)
         self.ffn_norm = nn.RMSNorm(d, eps)
         self.ffn = FeedForward(d, ffn_type, ffn_size)
         self.dropout = Dropout(dropout)
 
-    def forward(self, H, position=0, state=None):
+    def forward(self, H, position=0, state=None, keep=None):
         """(batch, length, d) to the same; position t sees positions up to t.
 
         With ``state``, that of the Mambas before position ``position``, (batch,), returns the pair
-        (output, state after the last position).
+        (output, state after the last position); ``keep`` restricts the output to some positions.
         """
         Ht = self.input_norm(H)
-        X = F.silu(self.W_X(Ht)).unflatten(2, self.heads)  # (batch, length, v, d_c)
-        Z = F.silu(self.W_Z(Ht)).unflatten(2, self.heads)
+        X = F.silu(self.W_X(Ht)).unflatten(-1, self.heads)  # (batch, length, v, d_c)
+        Z = F.silu(self.W_Z(kept(Ht, keep))).unflatten(-1, self.heads)
         if self.rope is not None:
-            Z = self.rope(Z, position)
-        Y = self.mamba(X, state)
+            Z = self._rotate(Z, position, keep, H.shape[1])
+        Y = self.mamba(X, state, keep)
         if state is not None:
             Y, state = Y
-        H = H + self.dropout(self.W_O(self.y_norm(Y) * Z.flatten(2)))
+        H = kept(H, keep)
+        H = H + self.dropout(self.W_O(self.y_norm(Y) * Z.flatten(-2)))
         H = H + self.dropout(self.ffn(self.ffn_norm(H)))
         return H if state is None else (H, state)
+
+    def _rotate(self, Z, position, keep, length):
+        """Apply RoPE to Z, (batch, length, v, d_c), or to the positions kept of it."""
+        if keep is None:
+            return self.rope(Z, position)
+        if isinstance(position, torch.Tensor):
+            position = position.index_select(0, keep // length)
+        # Every kept position is a sequence of one, with its own offset.
+        return self.rope(Z.unsqueeze(1), position + keep % length).squeeze(1)
 
 
 class FeedForward(nn.Module):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, positive_int, probability
-from recbole_hydra.layers import Dropout, Mamba
+from recbole_hydra.layers import Dropout, Mamba, kept
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
@@ -60,20 +60,22 @@ class Mamba4Rec(StateSpaceRecommender):
         """The state before the first item; see :meth:`encode`."""
         return tuple(part for x in self.mamba_layers for part in x.mamba.initial_state(batch))
 
-    def encode(self, item_seq, state=None):
+    def encode(self, item_seq, state=None, keep=None):
         """Map item ids, (batch, length), to states, (batch, length, hidden_size).
 
         ``state`` is two tensors per layer; see :meth:`recbole_hydra.layers.Mamba.forward`. With it,
-        returns (states, state after the last item).
+        returns (states, state after the last item). With ``keep``, see
+        :func:`recbole_hydra.layers.kept`, the states are those positions' only.
         """
         H = self.LayerNorm(self.dropout(self.item_embedding(item_seq)))
+        last = len(self.mamba_layers) - 1
         if state is None:
-            for layer in self.mamba_layers:
-                H = layer(H)
+            for i, layer in enumerate(self.mamba_layers):
+                H = layer(H, keep=keep if i == last else None)
             return H
         after = []
-        for layer, mamba_state in zip(self.mamba_layers, per_layer(state), strict=True):
-            H, mamba_state = layer(H, mamba_state)
+        for i, mamba_state in enumerate(per_layer(state)):
+            H, mamba_state = self.mamba_layers[i](H, mamba_state, keep if i == last else None)
             after += mamba_state
         return H, tuple(after)
 
@@ -89,13 +91,14 @@ class MambaLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.ffn = FeedForward(hidden_size, 4 * hidden_size, dropout)
 
-    def forward(self, H, state=None):
-        """(batch, length, hidden_size) to the same; with ``state``, (output, state after it)."""
-        out = self.mamba(H, state)
+    def forward(self, H, state=None, keep=None):
+        """(batch, length, hidden_size) to the same; with ``state``, (output, state after it);
+        ``keep`` restricts the output to some positions."""
+        out = self.mamba(H, state, keep)
         if state is not None:
             out, state = out
         out = self.dropout(out)
-        out = self.ffn(self.LayerNorm(out + H if self.residual else out))
+        out = self.ffn(self.LayerNorm(out + kept(H, keep) if self.residual else out))
         return out if state is None else (out, state)
 
 
