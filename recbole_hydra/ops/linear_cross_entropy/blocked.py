@@ -16,8 +16,8 @@ first and the last product, whose long side is the catalogue, run faster so.
 import torch
 from torch.autograd.function import once_differentiable
 
-#: Scores of a block on the CPU: as many as stay in the cache (4 MB as float32) ...
-CACHED = 2**20
+#: Scores of a block on the CPU: as many as stay in the cache (3 MB as float32) ...
+CACHED = 3 * 2**18
 #: ... or, of a large catalogue, a twentieth of all, but no more than these (256 MB).
 MOST = 2**26
 #: Rows of a block on a GPU, which small products leave idle: a sixteenth, and no fewer than these.

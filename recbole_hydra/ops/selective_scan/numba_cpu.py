@@ -239,9 +239,11 @@ class _Octets:
 
     def pack(self, x):
         """(..., channels, d_state) -> (..., octets, size)."""
-        x = x.detach().unflatten(-2, (self.groups, self.per_group))
+        x = x.detach()
         empty = self.per_group_octets * CHANNELS - self.per_group
-        x = F.pad(x, (0, self.even_d_state - self.d_state, 0, empty)).flatten(-3, -2)
+        if empty or self.even_d_state != self.d_state:
+            x = x.unflatten(-2, (self.groups, self.per_group))
+            x = F.pad(x, (0, self.even_d_state - self.d_state, 0, empty)).flatten(-3, -2)
         x = x.unflatten(-1, (-1, 2)).unflatten(-3, (self.number, CHANNELS))
         return x.transpose(-3, -2).flatten(-3).contiguous()  # (..., pair of states, channel, 2)
 
@@ -253,7 +255,8 @@ class _Octets:
 
     def pack_sequence(self, x):
         """B or C, (batch, length, groups, d_state), with an even number of states."""
-        return F.pad(x.detach(), (0, self.even_d_state - self.d_state)).contiguous()
+        x = x.detach().contiguous()
+        return x if self.even_d_state == self.d_state else F.pad(x, (0, 1))
 
 
 def _flat(*tensors):
@@ -282,6 +285,7 @@ class _SelectiveScan(torch.autograd.Function):
         ctx.save_for_backward(u, delta, A, B, C, D_, stored)
         ctx.octets, ctx.sizes = octets, sizes
         ctx.has_D, ctx.has_initial_state = D is not None, initial_state is not None
+        ctx.set_materialize_grads(False)  # the gradient of the final state mostly is None
         return y, octets.unpack(final)
 
     @staticmethod
@@ -293,13 +297,14 @@ class _SelectiveScan(torch.autograd.Function):
         gh0 = u.new_empty(len(u), *A.shape)
         gA = torch.empty_like(gh0)
         gD = u.new_empty(len(u), octets.number, LANES)
+        gy = torch.zeros_like(u) if gy is None else gy.contiguous()
+        gfinal = torch.zeros_like(gh0) if gfinal is None else octets.pack(gfinal)
         parts = max(1, octets.per_group_octets // ctx.sizes[-1])
         gB = B.new_empty(parts, *B.shape)
         gC = torch.empty_like(gB)
         use_torch_threads()
         inputs = (u, delta, A * float(LOG2E), A, B, C, D, stored)
-        grads = (gy.contiguous(), octets.pack(gfinal))
-        _backward(ctx.sizes, *_flat(*inputs, *grads, gu, gdelta, gA, gB, gC, gD, gh0))
+        _backward(ctx.sizes, *_flat(*inputs, gy, gfinal, gu, gdelta, gA, gB, gC, gD, gh0))
         gB, gC = (x[0] if parts == 1 else x.sum(0) for x in (gB, gC))
         if ctx.has_D:
             # Both states of a channel hold the same sum.
