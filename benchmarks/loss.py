@@ -4,9 +4,8 @@
 
 First table: forward + backward of ``linear_cross_entropy`` and of
 ``F.cross_entropy(hidden @ weight.T, target)``, 2,048 states of width 64, alternating in one
-process; peak memory from a process of its own per cell. Second table: one training step of the
-sampled losses by size of the catalogue, up to 1,000,000 items; loss and optimizer apart, since Adam
-updates every row of the item table.
+process; peak memory from a process of its own per cell. Then the sampled losses by size of the
+catalogue, up to 1,000,000 items: the losses alone, and whole training steps of Hydra.
 """
 
 import argparse
@@ -91,51 +90,59 @@ def full_softmax(repeats):
 
 
 def sampled(repeats):
-    import resource
-
+    """The losses alone, on the rows of the item table that they use."""
     rows = []
     for n_items in SAMPLED:
         hidden, weight, target = inputs(n_items)
-        optimizer = torch.optim.Adam([weight])
-        counts = torch.randint(1, 100, (n_items,))
-        sampler = NegativeSampler(n_items, NEGATIVES, "popularity", counts)
-        times = {"SampledCE": [], "gBCE": [], "gradient": [], "Adam": []}
+        sampler = NegativeSampler(n_items, NEGATIVES, "popularity", torch.arange(n_items))
+        times = {"SampledCE": [], "gBCE": []}
         for _ in range(repeats + 1):
-            for name in ("SampledCE", "gBCE"):
+            for name in times:
                 start = time.perf_counter()
                 items, log_expected = sampler.draw(hidden.device)
-                # Up to the rows that the loss uses: their gradient is its cost. What follows, the
-                # dense gradient of the whole table, is timed apart.
-                rows_used = torch.cat([target, items])
-                part = weight.detach()[rows_used].requires_grad_()
-                local = torch.arange(len(target)), len(target) + torch.arange(len(items))
+                part = weight.detach()[torch.cat([target, items])].requires_grad_()
+                local = torch.arange(len(part)).split([len(target), len(items)])
                 if name == "SampledCE":
-                    loss = sampled_cross_entropy(hidden, part, local[0], local[1], log_expected)
+                    loss = sampled_cross_entropy(hidden, part, *local, log_expected)
                 else:
-                    loss = gbce(hidden, part, local[0], local[1], 0.75)
+                    loss = gbce(hidden, part, *local, 0.75)
                 loss.backward()
                 times[name].append(1e3 * (time.perf_counter() - start))
                 hidden.grad = None
-            start = time.perf_counter()
-            items, log_expected = sampler.draw(hidden.device)
-            sampled_cross_entropy(hidden, weight, target, items, log_expected).backward()
-            times["gradient"].append(1e3 * (time.perf_counter() - start))
-            start = time.perf_counter()
-            optimizer.step()
-            optimizer.zero_grad()
-            times["Adam"].append(1e3 * (time.perf_counter() - start))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        cells = [report.spread(x[1:], 1) for x in times.values()]
-        rows.append([f"{n_items:,}", *cells, f"{peak:.2f}"])
-    headers = ["items", "SampledCE, ms", "gBCE, ms", "with the table's gradient, ms", "Adam, ms"]
-    return report.table([*headers, "peak memory of the process, GB"], rows)
+        rows.append([f"{n_items:,}", *(report.spread(x[1:], 1) for x in times.values())])
+    return report.table(["items", "SampledCE, ms", "gBCE, ms"], rows)
+
+
+def training(repeats):
+    """Training steps of Hydra, a process per size of the catalogue."""
+    rows = []
+    for n_items in SAMPLED:
+        command = [sys.executable, __file__, "--train", str(n_items), str(repeats)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        *milliseconds, peak = map(float, done.stdout.splitlines()[-1].split())
+        rows.append([f"{n_items:,}", report.spread(milliseconds), f"{peak:.2f}"])
+    return report.table(["items", "training step, ms", "peak memory of the process, GB"], rows)
+
+
+def train(n_items, repeats):
+    import resource
+
+    from step import Step
+
+    step = Step("Hydra", 50, TARGETS, n_items, loss_type="SampledCE", num_negatives=NEGATIVES)
+    step()
+    times = [1e3 * step() for _ in range(repeats)]
+    print(*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--train", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.train:
+        return train(*arguments.train)
     if arguments.child:
         return child(arguments.child[0], int(arguments.child[1]))
     repeats = arguments.repeats
@@ -145,10 +152,13 @@ def main():
         f"Forward + backward, median [range] of {repeats}, the sides alternating in one process; "
         f"{TARGETS:,} states of width {WIDTH}. `python benchmarks/loss.py --repeats={repeats}`",
         full_softmax(repeats),
-        f"Sampled losses with {NEGATIVES} negatives of the batch, drawn by popularity: draw, loss "
-        "and its gradients on the rows used; the same with the dense gradient of the item table "
-        "that torch's autograd makes; and Adam's update of the whole table.",
+        f"Sampled losses with {NEGATIVES} negatives of the batch, drawn by popularity: the draw, "
+        "the loss, and the gradients of the states and of the rows used.",
         sampled(repeats),
+        f"Training Hydra with SampledCE on batches of {TARGETS:,} items in sequences of 50. What "
+        "grows with the catalogue is torch's dense gradient of the item table and Adam's update of "
+        "it.",
+        training(repeats),
     )
 
 

@@ -30,22 +30,25 @@ N_ITEMS = 3417
 class Items:
     """A dataset, as far as a model asks."""
 
+    def __init__(self, n_items=N_ITEMS):
+        self.n_items = n_items
+
     def num(self, field):
-        return N_ITEMS
+        return self.n_items
 
 
 class Step:
     """One model, its optimizer and one batch; calling it trains for a step."""
 
-    def __init__(self, name, length, tokens):
-        settings = {"MAX_ITEM_LIST_LENGTH": length, "use_gpu": False}
+    def __init__(self, name, length, tokens, n_items=N_ITEMS, **settings):
+        settings = {"MAX_ITEM_LIST_LENGTH": length, "use_gpu": False, **settings}
         config = Config(name, "tiny", config_dict=settings)
         torch.manual_seed(0)
-        self.model = config.model_class(config, Items()).train()
+        self.model = config.model_class(config, Items(n_items)).train()
         self.loss = WindowLoss(self.model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
         rows = max(1, tokens // length)
-        items = torch.randint(1, N_ITEMS, (rows, length + 1))
+        items = torch.randint(1, n_items, (rows, length + 1))
         lengths = torch.full((rows,), length)
         self.tokens = rows * length
         self.batch = Interaction(

@@ -114,3 +114,12 @@ def test_every_item_says_when_it_can_go():
     sections = inspect.getsource(compat).split("\n# -- ")[1:]
     assert len(sections) >= 4
     assert all("elete when" in text for text in sections)
+
+
+def test_anomaly_mode_which_recboles_sine_switches_on_is_off():
+    code = "import recbole.model.sequential_recommender, torch; print(torch.is_anomaly_enabled())"
+    plain = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert plain.stdout.split()[-1:] in (["True"], [])  # [] where plain RecBole cannot be imported
+    code = "import recbole_hydra, torch; print(torch.is_anomaly_enabled())"
+    ours = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ours.stdout.split()[-1] == "False"

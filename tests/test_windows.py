@@ -368,15 +368,25 @@ def test_negatives_are_recboles_one_set_per_target(tmp_path):
 # -- evaluation ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_evaluation_gives_the_same_metrics(run_small, model, monkeypatch):
-    from recbole_hydra.data import evaluation
+RANKING = ["Hit", "NDCG", "MRR", "MAP", "Recall", "Precision"]
 
-    monkeypatch.setattr(evaluation, "BLOCK_ITEMS", 100)  # many blocks
-    result = run_small(model, epochs=1, training_mode="autoregressive")
+
+@pytest.mark.parametrize(
+    "model, metrics",
+    [
+        *((model, RANKING) for model in MODELS),
+        ("GRU4Rec", ["NDCG", "GAUC"]),  # needs all ranks: RecBole's collector does that one
+    ],
+)
+def test_evaluation_gives_the_same_metrics(run_small, model, metrics, monkeypatch):
     from recbole_hydra import load_data_and_model
+    from recbole_hydra.data import evaluation
     from recbole_hydra.trainer import get_trainer
 
+    monkeypatch.setattr(evaluation, "BLOCK_ITEMS", 100)  # many blocks
+    result = run_small(
+        model, epochs=1, training_mode="autoregressive", metrics=metrics, topk=[5, 10]
+    )
     path = result["best_checkpoint"]
     changes = {"training_mode": "augmentation", "show_progress": False}
     config, loaded, _, _, valid, test = load_data_and_model(path, config_dict=changes)
@@ -396,6 +406,24 @@ def test_blocks_fit_the_memory(monkeypatch):
         longest = lengths[block].max()
         assert len(block) == 1 or len(block) * longest <= evaluation.BLOCK_ITEMS
     assert max(map(len, evaluation.blocks(lengths, 2**20, 4096))) == 4
+
+
+def test_the_update_is_fused_and_the_same(run_small):
+    results = []
+    for learner in ("adam", "adamw", "sgd", "rmsprop"):
+        result = run_small("GRU4Rec", learner=learner, epochs=1, saved=False)
+        results.append(result["history"][0]["train_loss"])
+    assert all(np.isfinite(results))
+
+    from recbole_hydra.trainer import get_trainer
+
+    for mode, fused in (("autoregressive", True), ("augmentation", None)):
+        config = Config("Hydra", "tiny", config_dict=small("Hydra", training_mode=mode))
+        train, *_ = split_dataset(config, create_dataset(config))
+        trainer = get_trainer(config)(config, config.model_class(config, train._dataset))
+        (group,) = trainer.optimizer.param_groups
+        assert group["fused"] is fused and group["lr"] == config["learning_rate"]
+        assert len(group["params"]) == len(list(trainer.model.parameters()))
 
 
 # -- carried state ---------------------------------------------------------------------------------

@@ -71,14 +71,11 @@ class TargetCollector(Collector):
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         """Keep what the metrics need of a block: see RecBole's method of this name."""
-        others = ("rec.meanrank", "rec.score", "data.label")
+        others = ("rec.items", "rec.meanrank", "rec.score", "data.label")
         rows = torch.arange(len(scores_tensor))
         if not torch.equal(positive_u, rows) or any(self.register.need(key) for key in others):
             return super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         best = torch.topk(scores_tensor, max(self.topk), dim=-1).indices
-        if self.register.need("rec.items"):
-            self.data_struct.update_tensor("rec.items", best)
-        if self.register.need("rec.topk"):
-            hits = (best == positive_i.to(best.device).unsqueeze(1)).int()
-            counts = torch.ones_like(hits[:, :1])
-            self.data_struct.update_tensor("rec.topk", torch.cat((hits, counts), dim=1))
+        hits = (best == positive_i.to(best.device).unsqueeze(1)).int()
+        result = torch.cat((hits, torch.ones_like(hits[:, :1])), dim=1)  # hits, targets per row
+        self.data_struct.update_tensor("rec.topk", result)
