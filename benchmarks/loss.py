@@ -56,14 +56,11 @@ def peak_megabytes(side, n_items):
 
 
 def child(side, n_items):
-    import resource
-
-    resident = resource.getrusage
     milliseconds(SIDES[side], *inputs(1000))  # loads the libraries
     arguments = inputs(n_items)
-    before = resident(resource.RUSAGE_SELF).ru_maxrss
+    before = report.peak_memory()
     milliseconds(SIDES[side], *arguments)
-    print((resident(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((report.peak_memory() - before) / 2**20)
 
 
 def full_softmax(repeats):
@@ -125,14 +122,12 @@ def training(repeats):
 
 
 def train(n_items, repeats):
-    import resource
-
     from step import Step
 
     step = Step("Hydra", 50, TARGETS, n_items, loss_type="SampledCE", num_negatives=NEGATIVES)
     step()
     times = [1e3 * step() for _ in range(repeats)]
-    print(*times, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(*times, report.peak_memory() / 2**30)
 
 
 def main():

@@ -24,6 +24,14 @@ def machine() -> str:
     )
 
 
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes; getrusage's would include its parent's."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmHWM in /proc/self/status: peak memory is read on Linux only")
+
+
 def spread(values, digits=0) -> str:
     """Median and, in brackets, the range of some measurements."""
     middle = statistics.median(values)

@@ -85,14 +85,12 @@ def is_out_of_memory(error):
 
 def child(kind, models, length, rounds, tokens):
     """Print the measurements of one process as json: seconds per step, or peak bytes."""
-    import resource
-
     steps, found = {}, {}
     if kind == "memory":
         small = Step(models[0], 64, 64)
         small()  # loads the libraries and compiles
     limit_memory()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = report.peak_memory()
     for name in models:
         try:
             step = Step(name, length, tokens)
@@ -104,7 +102,7 @@ def child(kind, models, length, rounds, tokens):
                 raise
             found[name] = None
     if kind == "memory":
-        peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        peak = report.peak_memory() - before
         print(json.dumps({name: value if value is None else peak for name, value in found.items()}))
         return
     for _ in range(rounds):

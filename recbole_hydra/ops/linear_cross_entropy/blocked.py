@@ -73,7 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _rows_of_block(n, n_items, device):
     if device.type == "cpu":
-        rows = max(CACHED // n_items, min(n // 20, MOST // n_items), 8)
+        rows = max(CACHED // n_items, min(n // 20, MOST // n_items), 32)
+        rows -= rows % 32  # matrix products fill their vectors
     else:
         rows = max(GPU_ROWS, -(-n // 16))
     return min(rows, n)
