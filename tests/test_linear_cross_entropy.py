@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import linear_cross_entropy
-from recbole_hydra.ops.linear_cross_entropy import blocked
+from recbole_hydra.ops.linear_cross_entropy import blocked, numba_cpu
 
 
 def inputs(n, width, n_items, scale=1.0, dtype=torch.float32, seed=0):
@@ -27,7 +27,13 @@ def assert_close(got, want, tolerance):
         assert float((x.double() - y.double()).abs().max()) <= tolerance * size
 
 
-SHAPES = [(1, 1, 2), (1, 8, 5), (7, 8, 5), (300, 16, 50), (333, 16, 4001), (2048, 64, 1683)]
+SHAPES = [(1, 1, 2), (1, 8, 5), (7, 8, 5), (1, 16, 2), (5, 16, 3), (300, 16, 50), (333, 16, 4001)]
+SHAPES += [(97, 48, 101), (2048, 64, 1683)]
+
+
+def backends(hidden):
+    fits = hidden.dtype == torch.float32 and hidden.shape[1] % 16 == 0
+    return ("auto", "blocked", "naive", *(["numba"] if fits else []))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])  # the last needs the shift by the largest logit
@@ -37,7 +43,7 @@ def test_equals_the_definition(shape, scale, dtype, tolerance):
     hidden, weight, target = inputs(*shape, scale, dtype)
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
     want = loss_and_gradients(F.cross_entropy(h @ w.T, target), h, w)
-    for backend in ("auto", "blocked", "naive"):
+    for backend in backends(hidden):
         loss = linear_cross_entropy(hidden, weight, target, backend)
         assert loss.dtype == dtype
         # Larger logits are rounded more coarsely, in the definition as well.
@@ -52,6 +58,37 @@ def test_any_size_of_block(monkeypatch, rows):
     want = loss_and_gradients(linear_cross_entropy(hidden, weight, target, "naive"), hidden, weight)
     got = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
     assert_close(got, want, 1e-5)
+
+
+def test_numba_takes_off_what_exceeds_the_safe_range(monkeypatch):
+    """Scores whose exp overflows are computed, and not handed on."""
+    monkeypatch.setattr(blocked, "softmax_products", None)
+    hidden, weight, target = inputs(200, 16, 50)
+    with torch.no_grad():
+        hidden += 6 * weight[torch.arange(200) % 50]
+    assert float((hidden @ weight.T).detach().max()) > 90
+    want = loss_and_gradients(linear_cross_entropy(hidden, weight, target, "naive"), hidden, weight)
+    got = loss_and_gradients(linear_cross_entropy(hidden, weight, target, "numba"), hidden, weight)
+    assert_close(got, want, 2e-5)
+
+
+def test_numba_hands_on_scores_far_below_their_bound():
+    hidden, weight, target = inputs(20, 16, 30)
+    with torch.no_grad():
+        hidden[7] = -20.0
+        weight[:] = weight.abs() + 3  # all scores of row 7 are near -1000, their bound is +1000
+    want = loss_and_gradients(linear_cross_entropy(hidden, weight, target, "naive"), hidden, weight)
+    got = loss_and_gradients(linear_cross_entropy(hidden, weight, target, "numba"), hidden, weight)
+    assert_close(got, want, 1e-5)
+
+
+def test_fewer_rows_at_once_for_a_very_large_catalogue(monkeypatch):
+    hidden, weight, target = inputs(200, 16, 50)
+    want = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
+    monkeypatch.setattr(numba_cpu, "VERY_LARGE", 40)
+    monkeypatch.setattr(numba_cpu, "FEW_ROWS", 16)
+    got = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
+    assert_close(got, want, 1e-6)
 
 
 def test_the_upstream_gradient_scales_both():
@@ -76,6 +113,8 @@ def test_low_precision_is_summed_in_float32(dtype):
     hidden, weight, target = inputs(200, 16, 500)
     want = loss_and_gradients(F.cross_entropy(hidden @ weight.T, target), hidden, weight)
     with torch.autocast("cpu", dtype=dtype):
+        with pytest.raises(BackendError, match="numba does not fit: .* autocast's dtype"):
+            linear_cross_entropy(hidden, weight, target, "numba")
         loss = linear_cross_entropy(hidden, weight, target)
     assert loss.dtype == torch.float32
     got = loss_and_gradients(loss, hidden, weight)
@@ -113,15 +152,17 @@ def test_never_holds_all_logits():
 
 @pytest.mark.parametrize("where", ["hidden", "weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_not_finite_reaches_the_loss(where, value):
-    hidden, weight, target = inputs(20, 8, 30)
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_number_that_is_not_finite_reaches_the_loss(width, where, value):
+    hidden, weight, target = inputs(20, width, 30)
     with torch.no_grad():
         (hidden if where == "hidden" else weight)[3, 2] = value
     assert not torch.isfinite(linear_cross_entropy(hidden, weight, target))
 
 
-def test_a_target_outside_the_catalogue():
-    hidden, weight, target = inputs(20, 8, 30)
+@pytest.mark.parametrize("width", [8, 16])
+def test_a_target_outside_the_catalogue(width):
+    hidden, weight, target = inputs(20, width, 30)
     for wrong in (30, -1):
         target[5] = wrong
         with pytest.raises(IndexError):
@@ -136,7 +177,12 @@ def test_a_target_outside_the_catalogue():
         ({"weight": torch.zeros(30, 7)}, r"weight must be .n_items, 8. to fit hidden, got .30, 7."),
         ({"target": torch.zeros(19, dtype=torch.long)}, r"target must be .20,. item ids .* .19,."),
         ({"target": torch.zeros(20)}, r"target must be .* torch.float32"),
-        ({"backend": "fast"}, "unknown backend 'fast'; use auto, blocked, naive"),
+        ({"backend": "fast"}, "unknown backend 'fast'; use auto, numba, blocked, naive"),
+        ({"backend": "numba"}, "numba does not fit: it takes widths of a multiple of 16, got 8"),
+        (
+            {"backend": "numba", "hidden": torch.zeros(20, 8).double()},
+            "numba does not fit: it takes float32 only, got torch.float64 and torch.float32",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

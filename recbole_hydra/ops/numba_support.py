@@ -20,6 +20,10 @@ def compiled(function):
 
 def use_torch_threads() -> int:
     """Let numba use as many threads as torch does; returns that number."""
-    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+    wanted = torch.get_num_threads()
+    threads = min(wanted, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)  # starts the pool, the first time
+    if torch.get_num_threads() != wanted:
+        # On OpenMP, which torch uses too, starting it set the number for the whole process.
+        torch.set_num_threads(wanted)
     return threads

@@ -100,6 +100,12 @@ def load_pair(typingctx, array, index):
 
 
 @intrinsic
+def load_in_all(typingctx, array, index):
+    """Return the number ``array[index]`` in every lane."""
+    return _loading(1, [0] * LANES)(typingctx, array, index)
+
+
+@intrinsic
 def store(typingctx, array, index, x):
     """Write ``x`` to ``array[index : index + 16]``."""
 

@@ -1,33 +1,37 @@
 """Cross-entropy over a large catalogue without the logits of the whole batch."""
 
+import torch
+
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops.linear_cross_entropy.blocked import linear_cross_entropy_blocked
 from recbole_hydra.ops.linear_cross_entropy.naive import linear_cross_entropy_naive
 
 __all__ = ["BACKENDS", "linear_cross_entropy"]
 
-BACKENDS = {"blocked": linear_cross_entropy_blocked, "naive": linear_cross_entropy_naive}
+BACKENDS = ("numba", "blocked", "naive")
 
 
 def linear_cross_entropy(hidden, weight, target, backend="auto"):
     """Mean cross-entropy of the scores ``hidden @ weight.T`` against ``target``.
 
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
-    Extra memory is one block of 64 rows of scores (on the CPU) and the two gradients.
+    Extra memory is one block of rows of scores (96, fewer of a very large catalogue) and the two
+    gradients.
 
     Args:
         hidden: states, (n, width), n >= 1.
         weight: item vectors, (n_items, width).
         target: item ids, (n,), int64, in 0 .. n_items - 1.
-        backend: "blocked", "naive" (all scores at once, the specification) or "auto", which is
-            "blocked". Both run on any device and in any dtype; float16 and bfloat16, autocast's
-            included, are summed up in float32.
+        backend: "numba" (CPU, float32, widths of a multiple of 16), "blocked" (torch, any device
+            and dtype), "naive" (all scores at once, the specification) or "auto", the first that
+            fits. float16 and bfloat16, autocast's included, are summed up in float32.
 
     Returns:
         The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``.
 
     Raises:
-        BackendError: a shape or dtype that does not fit, or an unknown backend.
+        BackendError: a shape or dtype that does not fit, an unknown backend, or a named one that
+            does not fit the call.
         IndexError: a target outside the catalogue (on the CPU; on a GPU the process ends).
     """
     if hidden.dim() != 2 or len(hidden) < 1:
@@ -48,4 +52,29 @@ def linear_cross_entropy(hidden, weight, target, backend="auto"):
         raise BackendError(
             f"linear_cross_entropy: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
         )
-    return BACKENDS["blocked" if backend == "auto" else backend](hidden, weight, target)
+    objection = _objection_to_numba(hidden, weight)
+    if backend == "auto":
+        backend = "blocked" if objection else "numba"
+    elif backend == "numba" and objection:
+        raise BackendError(f"linear_cross_entropy: numba does not fit: {objection}")
+    if backend == "numba":
+        # Imported here: numba takes a second to load, which a GPU run need not spend.
+        from recbole_hydra.ops.linear_cross_entropy.numba_cpu import linear_cross_entropy_numba
+
+        return linear_cross_entropy_numba(hidden, weight, target)
+    if backend == "blocked":
+        return linear_cross_entropy_blocked(hidden, weight, target)
+    return linear_cross_entropy_naive(hidden, weight, target)
+
+
+def _objection_to_numba(hidden, weight):
+    """One line about why numba does not fit the call, or None."""
+    if hidden.device.type != "cpu":
+        return f"it runs on the CPU only, hidden is on {hidden.device}; use blocked"
+    if {hidden.dtype, weight.dtype} != {torch.float32}:
+        return f"it takes float32 only, got {hidden.dtype} and {weight.dtype}; use blocked"
+    if torch.is_autocast_enabled("cpu"):
+        return "it does not run in autocast's dtype; use blocked"
+    if hidden.shape[1] % 16:
+        return f"it takes widths of a multiple of 16, got {hidden.shape[1]}; use blocked"
+    return None

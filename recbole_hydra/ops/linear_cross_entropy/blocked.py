@@ -27,48 +27,70 @@ GPU_ROWS = 256
 SAFE_LOGIT = 60.0
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class LinearCrossEntropy(torch.autograd.Function):
+    """The loss from ``products(h, W, wants_grad)``, a function that returns log sum exp(h W^T),
+    p W and p^T h; the gradients are left by the forward pass."""
+
     @staticmethod
-    def forward(ctx, hidden, weight, target, dtype):
-        n, n_items = len(hidden), len(weight)
+    def forward(ctx, hidden, weight, target, dtype, products):
+        n = len(hidden)
         wants_grad = hidden.requires_grad or weight.requires_grad
         h, W = hidden.detach().to(dtype), weight.detach().to(dtype)
-        # float16 and bfloat16 enter the products; sums, softmax and gradients are float32.
-        sums = torch.promote_types(dtype, torch.float32)
-        h_sums = h.to(sums)
-        target_rows = W.index_select(0, target).to(sums)
-        loss = -(h_sums * target_rows).sum()
-        shifted = dtype != sums or _largest_logit(h, W) > SAFE_LOGIT
-        grad_h = torch.empty_like(h_sums) if wants_grad else None
-        grad_W = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
-        rows = _rows_of_block(n, n_items, h.device)
-        buffer = h.new_empty(n_items, rows, dtype=dtype)
-        for start in range(0, n, rows):
-            block = slice(start, start + rows)
-            hb = h[block]
-            logits = torch.mm(W, hb.T, out=buffer if len(hb) == rows else None)
-            e, log_sum, scale = _exponentials(logits, sums, shifted)
-            loss += log_sum.sum()
-            if wants_grad:
-                # p = e * scale: the scale goes to the small factors of the products.
-                scale = scale.unsqueeze(1)
-                torch.mul(torch.mm(e.T, W), scale, out=grad_h[block])
-                if sums == dtype:
-                    grad_W.addmm_(e, hb * scale)
-                else:
-                    grad_W += torch.mm(e, (h_sums[block] * scale).to(dtype))
+        target_rows = W.index_select(0, target).to(_sum_dtype(dtype))
+        log_sum, grad_h, grad_W = products(h, W, wants_grad)
+        h = h.to(log_sum.dtype)
+        loss = (log_sum.sum() - (h * target_rows).sum()) / n
         if wants_grad:
             grad_h -= target_rows
-            grad_W.index_add_(0, target, h_sums, alpha=-1)
+            grad_W.index_add_(0, target, h, alpha=-1)
             ctx.save_for_backward(grad_h.div_(n), grad_W.div_(n))
             ctx.dtypes = hidden.dtype, weight.dtype
-        return loss / n
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *((g * grad).to(dtype) for g, dtype in grads), None, None
+        return *((g * grad).to(dtype) for g, dtype in grads), None, None, None
+
+
+def softmax_products(h, W, wants_grad=True):
+    """Return log sum exp(h W^T), p W and p^T h with p = softmax(h W^T), one block at a time.
+
+    Args:
+        h: states, (n, width).
+        W: item vectors, (n_items, width), of the same dtype.
+        wants_grad: whether the products are wanted; otherwise None is returned for both.
+
+    Returns:
+        Tensors (n,), (n, width) and (n_items, width), float32 or float64.
+    """
+    n, n_items, sums = len(h), len(W), _sum_dtype(h.dtype)
+    shifted = h.dtype != sums or _largest_logit(h, W) > SAFE_LOGIT
+    log_sums = h.new_empty(n, dtype=sums)
+    p_W = h.new_empty(h.shape, dtype=sums) if wants_grad else None
+    p_h = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
+    rows = _rows_of_block(n, n_items, h.device)
+    buffer = h.new_empty(n_items, rows)
+    for start in range(0, n, rows):
+        block = slice(start, start + rows)
+        hb = h[block]
+        logits = torch.mm(W, hb.T, out=buffer if len(hb) == rows else None)
+        e, log_sums[block], scale = _exponentials(logits, sums, shifted)
+        if wants_grad:
+            # p = e * scale: the scale goes to the small factors of the products.
+            scale = scale.unsqueeze(1)
+            torch.mul(torch.mm(e.T, W), scale, out=p_W[block])
+            if sums == h.dtype:
+                p_h.addmm_(e, hb * scale)
+            else:
+                p_h += torch.mm(e, (hb.to(sums) * scale).to(h.dtype))
+    return log_sums, p_W, p_h
+
+
+def _sum_dtype(dtype):
+    """float16 and bfloat16 enter the products; sums, softmax and gradients are float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _rows_of_block(n, n_items, device):
@@ -111,4 +133,4 @@ def linear_cross_entropy_blocked(hidden, weight, target):
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, target, dtype)
+        return LinearCrossEntropy.apply(hidden, weight, target, dtype, softmax_products)

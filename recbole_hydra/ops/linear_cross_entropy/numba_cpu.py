@@ -1,0 +1,147 @@
+"""The softmax over a catalogue and its two products on the CPU, compiled by numba.
+
+The threads share out the items, and for a block of rows each goes through its own twice: scores,
+exponentials and p W in chunks that stay in the first-level cache; then, when the rows' sums are
+known, p^T h. All three products are one tile, six rows by sixteen columns, held in registers.
+"""
+
+import numpy as np
+import torch
+from numba import njit, prange
+
+from recbole_hydra.ops.linear_cross_entropy import blocked
+from recbole_hydra.ops.numba_support import compiled, use_torch_threads
+from recbole_hydra.ops.simd import LANES, LOG2E, exp2, fma, load, load_in_all, store
+
+#: Rows of a block, of which all exponentials are kept at once, and of a very large catalogue's.
+ROWS, FEW_ROWS = 96, 48
+VERY_LARGE = 2**19
+#: Items of a chunk: their vectors and the exponentials of a block are 30 KB at width 64.
+CHUNK = 48
+#: Exponents of e in an exponential. From a row whose bound is larger, the excess is taken off:
+#: sums over 10^6 items stay below 10^33, inside float32's range.
+LARGEST = 60.0
+#: The smallest sum that 10^6 exponentials, each cut off at 2^-126, cannot have falsified.
+SMALLEST_SUM = 1e-25
+
+
+@njit(inline="always")
+def _add_product(A, a, a_row, a_column, B, b, b_row, inner, out, o, o_row, rows, columns):
+    """out[m, l] += sum_k A[m, k] B[k, l] on flat arrays, l in steps of sixteen.
+
+    ``a``, ``b`` and ``o`` are where the matrices begin, ``*_row`` and ``a_column`` their strides.
+    """
+    last = rows - 1
+    for m in range(0, rows, 6):
+        # Rows past the last are the last one again: all six are loaded before one is stored.
+        m1, m2, m3 = min(m + 1, last), min(m + 2, last), min(m + 3, last)
+        m4, m5 = min(m + 4, last), min(m + 5, last)
+        a0, a1, a2 = a + m * a_row, a + m1 * a_row, a + m2 * a_row
+        a3, a4, a5 = a + m3 * a_row, a + m4 * a_row, a + m5 * a_row
+        for l in range(0, columns, LANES):  # noqa: E741
+            o0, o1, o2 = o + m * o_row + l, o + m1 * o_row + l, o + m2 * o_row + l
+            o3, o4, o5 = o + m3 * o_row + l, o + m4 * o_row + l, o + m5 * o_row + l
+            s0, s1, s2 = load(out, o0), load(out, o1), load(out, o2)
+            s3, s4, s5 = load(out, o3), load(out, o4), load(out, o5)
+            for k in range(inner):
+                x = load(B, b + k * b_row + l)
+                s0 = fma(load_in_all(A, a0 + k * a_column), x, s0)
+                s1 = fma(load_in_all(A, a1 + k * a_column), x, s1)
+                s2 = fma(load_in_all(A, a2 + k * a_column), x, s2)
+                s3 = fma(load_in_all(A, a3 + k * a_column), x, s3)
+                s4 = fma(load_in_all(A, a4 + k * a_column), x, s4)
+                s5 = fma(load_in_all(A, a5 + k * a_column), x, s5)
+            store(out, o0, s0)
+            store(out, o1, s1)
+            store(out, o2, s2)
+            store(out, o3, s3)
+            store(out, o4, s4)
+            store(out, o5, s5)
+
+
+@njit(inline="always")
+def _exponentials(e, start, shift, sums, items, rows):
+    """e[j, i] = 2^(e[j, i] - shift[i]), and sums[i] += their sum over the items j."""
+    for i in range(0, rows, LANES):
+        minus, total = -load(shift, i), load(sums, i)
+        for at in range(start + i, start + i + items * rows, rows):
+            x = exp2(load(e, at) + minus)
+            store(e, at, x)
+            total = total + x
+        store(sums, i, total)
+
+
+def _sweep(h, W, shift, rows, tasks, sums, p_W, p_h, e):
+    """Blocks of ``rows`` rows; ``shift`` in powers of 2; ``e`` is room for (n_items, rows)."""
+    n, width = h.shape
+    n_items = len(e) // rows
+    columns = np.zeros(width * rows, np.float32)  # h^T in powers of 2
+    block_shift = np.zeros(rows, np.float32)
+    scaled = np.empty(rows * width, np.float32)  # h over the sums; rows past the last are zero
+    task_sums = np.empty((tasks, rows), np.float32)
+    task_products = np.empty((tasks, width * rows), np.float32)
+    for start in range(0, n, rows):
+        here = min(rows, n - start)
+        for i in range(rows):
+            block_shift[i] = shift[start + i] if i < here else np.float32(0.0)
+            for k in range(width):
+                columns[k * rows + i] = h[start + i, k] * LOG2E if i < here else np.float32(0.0)
+        for task in prange(tasks):
+            first, last = n_items * task // tasks, n_items * (task + 1) // tasks
+            part_sums, products = task_sums[task], task_products[task]
+            part_sums[:] = 0
+            products[:] = 0
+            for j in range(first, last, CHUNK):
+                items = min(CHUNK, last - j)
+                e[j * rows : (j + items) * rows] = 0
+                _add_product(W, j * width, width, 1, columns, 0, rows, width,
+                             e, j * rows, rows, items, rows)  # fmt: skip
+                _exponentials(e, j * rows, block_shift, part_sums, items, rows)
+                _add_product(W, j * width, 1, width, e, j * rows, rows, items,
+                             products, 0, rows, width, rows)  # fmt: skip
+        for task in range(1, tasks):
+            for i in range(rows):
+                task_sums[0, i] += task_sums[task, i]
+            for i in range(width * rows):
+                task_products[0, i] += task_products[task, i]
+        for i in range(here):
+            sums[start + i] = task_sums[0, i]
+            for k in range(width):
+                scaled[i * width + k] = h[start + i, k] / task_sums[0, i]
+                p_W[start + i, k] = task_products[0, k * rows + i] / task_sums[0, i]
+        for i in range(here * width, rows * width):
+            scaled[i] = 0
+        for task in prange(tasks):
+            first, last = n_items * task // tasks, n_items * (task + 1) // tasks
+            _add_product(e, first * rows, rows, 1, scaled, 0, width, rows,
+                         p_h, first * width, width, last - first, width)  # fmt: skip
+
+
+_sweep = compiled(_sweep)
+
+
+def softmax_products(h, W, wants_grad=True):
+    """What :func:`.blocked.softmax_products` returns, for float32 and widths of a multiple of 16.
+
+    That one is called where a row's scores lie so far below their bound |h| max |W| (by some 120)
+    that their exponentials vanish, or where they are not finite.
+    """
+    (n, width), n_items = h.shape, len(W)
+    blocks = -(-n // (ROWS if n_items <= VERY_LARGE else FEW_ROWS))
+    rows = -(-n // (blocks * LANES)) * LANES
+    bound = h.norm(dim=1) * W.norm(dim=1).max()  # of |h W^T|, by Cauchy and Schwarz
+    shift = (bound - LARGEST).clamp_(min=0)
+    sums, p_W, p_h = h.new_empty(n), h.new_empty(n, width), W.new_zeros(n_items, width)
+    e = h.new_empty(n_items * rows)
+    inputs = h.contiguous(), W.contiguous().view(-1), shift * float(LOG2E)
+    outputs = sums, p_W, p_h.view(-1), e
+    threads = use_torch_threads()
+    _sweep(*(x.numpy() for x in inputs), rows, threads, *(x.numpy() for x in outputs))
+    if not bool(((sums >= SMALLEST_SUM) & sums.isfinite()).all()):
+        return blocked.softmax_products(h, W, wants_grad)
+    return sums.log_().add_(shift), p_W, p_h
+
+
+def linear_cross_entropy_numba(hidden, weight, target):
+    """The loss of :func:`.naive.linear_cross_entropy_naive` for float32 on the CPU."""
+    return blocked.LinearCrossEntropy.apply(hidden, weight, target, torch.float32, softmax_products)
