@@ -187,7 +187,8 @@ def main():
         "step",
         "A training step by length of the history",
         f"About {arguments.tokens:,} tokens per step, median [range] of {arguments.rounds} rounds "
-        f"(fewer once they took {SLOW:.0f} s), the models alternating. `python benchmarks/step.py {command}--tokens={arguments.tokens}`",
+        f"(fewer once they took {SLOW:.0f} s), the models alternating. "
+        f"`python benchmarks/step.py {command}--tokens={arguments.tokens}`",
         report.table(headers, rows),
         "![time and memory per token](step.png)",
     )
