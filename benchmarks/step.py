@@ -20,6 +20,7 @@ import torch
 from recbole.data.interaction import Interaction
 
 from recbole_hydra import Config
+from recbole_hydra.machine import peak_memory
 from recbole_hydra.window_loss import WindowLoss
 
 MODELS = ["SASRec", "GRU4Rec", "Mamba4Rec", "Hydra"]
@@ -92,7 +93,7 @@ def child(kind, models, length, rounds, tokens):
         small = Step(models[0], 64, 64)
         small()  # loads the libraries and compiles
     limit_memory()
-    before = report.peak_memory()
+    before = peak_memory()
     for name in models:
         try:
             step = Step(name, length, tokens)
@@ -104,7 +105,7 @@ def child(kind, models, length, rounds, tokens):
                 raise
             found[name] = None
     if kind == "memory":
-        peak = report.peak_memory() - before
+        peak = peak_memory() - before
         print(json.dumps({name: value if value is None else peak for name, value in found.items()}))
         return
     for _ in range(rounds):

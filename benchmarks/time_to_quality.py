@@ -24,21 +24,17 @@ class MarkReached(Exception):  # noqa: N818 (it is no error)
 
 def curve(model, mode, epochs, mark=None):
     """Train, and return [(seconds since the start, validation NDCG@10)] per epoch."""
-    from recbole_hydra import trainer
+    points = []
 
-    points, valid_epoch = [], trainer.ResumableTrainer._valid_epoch
-
-    def watch(self, *args, **kwargs):
-        score = valid_epoch(self, *args, **kwargs)
-        last = self.history[-1]
+    def watch(entry):
         before = points[-1][0] if points else 0.0
-        points.append((before + last["train_seconds"] + last["valid_seconds"], score[0]))
-        print(model, mode, f"{points[-1][0]:.1f} s", score[0], flush=True)
-        if mark is not None and score[0] >= mark:
+        points.append(
+            (before + entry["train_seconds"] + entry["valid_seconds"], entry["valid_score"])
+        )
+        print(model, mode, f"{points[-1][0]:.1f} s", entry["valid_score"], flush=True)
+        if mark is not None and entry["valid_score"] >= mark:
             raise MarkReached
-        return score
 
-    trainer.ResumableTrainer._valid_epoch = watch
     settings = {
         "training_mode": mode,
         "epochs": epochs,
@@ -47,11 +43,9 @@ def curve(model, mode, epochs, mark=None):
         "state": "WARNING",
     }
     try:
-        run_recbole_hydra(model, "ml-100k", config_dict=settings, saved=False)
+        run_recbole_hydra(model, "ml-100k", config_dict=settings, saved=False, on_epoch=watch)
     except MarkReached:
         pass
-    finally:
-        trainer.ResumableTrainer._valid_epoch = valid_epoch
     return points
 
 

@@ -1,11 +1,13 @@
 """The command line: ``recbole-hydra``, also ``python run_recbole_hydra.py``."""
 
 import sys
+from pathlib import Path
 
 from recbole_hydra.errors import RecBoleHydraError
 
 USAGE = """\
 usage: recbole-hydra --model=NAME --dataset=NAME [--key=value ...]
+       recbole-hydra compare --help
 
 Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation and test metrics.
 
@@ -18,6 +20,23 @@ Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation a
   --key=value            any setting of RecBole or of the model: --epochs=50, --topk=10,20
 
 Settings and their defaults: properties/ of recbole_hydra, and RecBole's documentation.
+"""
+
+COMPARE_USAGE = """\
+usage: recbole-hydra compare --models=A,B --dataset=A,B --output_dir=FOLDER [--key=value ...]
+
+Train and test every model with every seed on every dataset; write tables and plots to FOLDER.
+
+  --models=A,B              Hydra, Mamba4Rec, SASRec, GRU4Rec, ...
+  --dataset=A,B             ml-100k (comes with RecBole), or those in data_path
+  --seeds=2020,2021,2022    default: 2020
+  --output_dir=FOLDER       new or empty, unless --resume=True
+  --resume=True             continue what FOLDER holds of this comparison
+  --config_files=A,B        yaml files for all models
+  --model_config=M:F,N:G    yaml file F for model M, G for N
+  --popularity=False        leave the popularity baseline Pop out
+  --latex=True              also write table.tex
+  --key=value               any setting, for all models: --epochs=50, --topk=10,20
 """
 
 
@@ -34,13 +53,20 @@ def main(argv=None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
+    command, hint = train, "--resume=FILE.last.pth continues"
+    if argv[0] == "compare":
+        argv = argv[1:]
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            print(COMPARE_USAGE, end="")
+            return 0 if argv else 2
+        command, hint = compare, "the report is of what is finished; --resume=True continues"
     try:
-        train(argv)
+        command(argv)
     except RecBoleHydraError as error:
         print(f"recbole-hydra: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("recbole-hydra: interrupted; --resume=FILE.last.pth continues", file=sys.stderr)
+        print(f"recbole-hydra: interrupted; {hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -65,6 +91,53 @@ def train(argv: list[str]) -> dict:
         resume=arguments.pop("resume", None),
         argv=[f"--{key}={value}" for key, value in arguments.items()],
     )
+
+
+def compare(argv: list[str]):
+    """Run the job ``compare``, and print its tables; returns the Comparison."""
+    from recbole_hydra.compare import compare as run_comparison
+    from recbole_hydra.compare.report import markdown_table, quality_table
+    from recbole_hydra.config import parse_arguments, parse_list, parse_value
+    from recbole_hydra.errors import ComparisonError
+
+    arguments = parse_arguments(argv)
+    for key in ("models", "dataset", "output_dir"):
+        if key not in arguments:
+            raise ComparisonError(f"compare: --{key} is missing; see recbole-hydra compare --help")
+    switches = {
+        key: parse_value(arguments.pop(key))
+        for key in ("resume", "popularity", "latex", "show_progress")
+        if key in arguments
+    }
+    model_config = {}
+    for pair in filter(None, arguments.pop("model_config", "").split(",")):
+        model, colon, file = pair.partition(":")
+        if not colon or not file:
+            raise ComparisonError(f"model_config: expected MODEL:FILE, got {pair!r}")
+        model_config.setdefault(model, []).append(file)
+    output_dir = arguments.pop("output_dir")
+    comparison = run_comparison(
+        [str(name) for name in parse_list(arguments.pop("models"))],
+        [str(name) for name in parse_list(arguments.pop("dataset"))],
+        parse_list(arguments.pop("seeds", "2020")),
+        output_dir,
+        config_file_list=parse_list(arguments.pop("config_files", "")),
+        model_config=model_config,
+        argv=[f"--{key}={value}" for key, value in arguments.items()],
+        **switches,
+    )
+    for dataset in comparison.datasets:
+        print(f"\n{dataset}")
+        for reason in comparison.unfair(dataset):
+            print(f"not comparable: {reason}")
+        if comparison.finished(dataset):
+            print(markdown_table(quality_table(comparison, dataset)))
+    for run in comparison.runs:
+        if run["status"] != "ok":
+            what = f"{run['model']} on {run['dataset']}, seed {run['seed']}"
+            print(f"{what}: {run['status']}: {run.get('error', '')}")
+    print(f"\nreport: {Path(output_dir) / 'report.html'}, report.md, results.csv")
+    return comparison
 
 
 if __name__ == "__main__":

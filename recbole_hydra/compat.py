@@ -23,6 +23,7 @@ def apply() -> None:
     keep_anomaly_mode_off()
 
     from recbole.data.dataset import Dataset
+    from recbole.model.general_recommender import Pop
     from recbole.trainer import PretrainTrainer, Trainer
 
     if getattr(Trainer, "_recbole_hydra", False):
@@ -34,6 +35,7 @@ def apply() -> None:
     Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
     Dataset._download = _without_barrier(Dataset._download)
+    Pop.calculate_loss = count_every_interaction
 
 
 # -- numpy ---------------------------------------------------------------------------------------
@@ -177,6 +179,21 @@ def _without_barrier(download):
                 raise
 
     return download_without_barrier
+
+
+# -- RecBole's Pop -------------------------------------------------------------------------------
+
+
+def count_every_interaction(self, interaction):
+    """RecBole's ``Pop.calculate_loss``, which counts an item at most once per batch.
+
+    With RecBole's batches of 2,048 the most popular items all look alike, and the baseline looks
+    weak (RecBole's issues 1844 and 2198). Delete when RecBole counts every interaction.
+    """
+    items = interaction[self.ITEM_ID]
+    self.item_cnt.index_add_(0, items, torch.ones_like(items).unsqueeze(1))
+    self.max_cnt = torch.max(self.item_cnt, dim=0)[0]
+    return torch.nn.Parameter(torch.zeros(1)).to(self.device)
 
 
 # -- scipy ---------------------------------------------------------------------------------------

@@ -27,3 +27,7 @@ class BackendError(RecBoleHydraError):
 
 class TrainingError(RecBoleHydraError):
     """Training that cannot go on, such as a loss that is not a number."""
+
+
+class ComparisonError(RecBoleHydraError):
+    """A comparison that cannot be made, or whose folder is taken."""

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from recbole.data.transform import construct_transform
@@ -18,6 +19,27 @@ from recbole_hydra.trainer import get_trainer
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Run:
+    """A run that is over, as it stands in memory.
+
+    Attributes:
+        config: its :class:`~recbole_hydra.config.Config`.
+        dataset: RecBole's dataset, all of it, as splitting left it.
+        histories: :func:`~recbole_hydra.data.user_histories` of it.
+        loaders: train, validation and test data.
+        trainer: the trainer; ``trainer.model`` is the model that was tested.
+        result: what :func:`run_recbole_hydra` returns.
+    """
+
+    config: Config
+    dataset: object
+    histories: dict
+    loaders: tuple
+    trainer: object
+    result: dict
+
+
 def run_recbole_hydra(
     model=None,
     dataset=None,
@@ -26,6 +48,7 @@ def run_recbole_hydra(
     saved=True,
     resume=None,
     argv=(),
+    on_epoch=None,
 ):
     """Train a model, ours or RecBole's, choose the best epoch on validation, and test it once.
 
@@ -36,17 +59,34 @@ def run_recbole_hydra(
         saved: write checkpoints and test the best epoch; without, the last epoch is tested.
         resume: the ``.last.pth`` of a run that was killed. Its settings are taken from there; those
             given here go over them, as ``epochs``, and are logged.
+        on_epoch: called after every evaluation on validation with that epoch's entry of
+            ``history``.
 
     Returns:
         RecBole's result (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``,
-        ``test_result``) and ``wall_seconds`` (of this call), ``epochs_run`` (of the whole run),
-        ``parameters`` (``item_table``, ``other``, ``total``), ``history`` (one dict per epoch, see
-        :class:`~recbole_hydra.trainer.ResumableTrainer`), ``best_checkpoint`` and
+        ``test_result``) and ``wall_seconds`` (of this call), ``test_seconds``, ``epochs_run`` (of
+        the whole run), ``parameters`` (``item_table``, ``other``, ``total``), ``history`` (one dict
+        per epoch, see :class:`~recbole_hydra.trainer.ResumableTrainer`), ``best_checkpoint`` and
         ``last_checkpoint`` (paths, None if not saved).
 
     Raises:
         RecBoleHydraError: bad input, in one line; see :mod:`recbole_hydra.errors`.
     """
+    layers = (config_file_list, config_dict)
+    return train_and_test(model, dataset, *layers, saved, resume, argv, on_epoch).result
+
+
+def train_and_test(
+    model=None,
+    dataset=None,
+    config_file_list=None,
+    config_dict=None,
+    saved=True,
+    resume=None,
+    argv=(),
+    on_epoch=None,
+) -> Run:
+    """:func:`run_recbole_hydra`, which returns all that is left in memory."""
     start = time.perf_counter()
     boolean("saved", saved)
     layers = (config_file_list, config_dict, argv)
@@ -80,11 +120,13 @@ def run_recbole_hydra(
     trainer = get_trainer(config)(config, recommender)
     if hasattr(trainer, "describe_data"):
         trainer.describe_data(vocabulary, histories)
+    trainer.on_epoch = on_epoch
     if state is not None:
         trainer.resume(resume, state)
     best_score, best_result = trainer.fit(
         train_data, valid_data, saved=saved, show_progress=config["show_progress"]
     )
+    before_test = time.perf_counter()
     test_result = trainer.evaluate(
         test_data, load_best_model=saved, show_progress=config["show_progress"]
     )
@@ -96,6 +138,7 @@ def run_recbole_hydra(
         "best_valid_result": best_result,
         "test_result": test_result,
         "wall_seconds": time.perf_counter() - start,
+        "test_seconds": time.perf_counter() - before_test,
         "epochs_run": len(history),
         "parameters": count_parameters(recommender, full.item_num),
         "history": history,
@@ -107,7 +150,7 @@ def run_recbole_hydra(
     root_logger.info(set_color("best valid ", "yellow") + f": {best_result}")
     root_logger.info(set_color("test result", "yellow") + f": {test_result}")
     root_logger.info("\n" + result_table(config, result))
-    return result
+    return Run(config, full, histories, (train_data, valid_data, test_data), trainer, result)
 
 
 def count_parameters(model, n_items: int) -> dict:

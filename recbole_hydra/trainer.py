@@ -54,6 +54,7 @@ class ResumableTrainer:
     Attributes:
         history: one dict per epoch run: epoch, train_seconds, train_loss and, where it was
             evaluated, valid_seconds, valid_score and valid_result.
+        on_epoch: called with that dict after every evaluation, if it is not None.
     """
 
     def __init__(self, config, model):
@@ -64,6 +65,7 @@ class ResumableTrainer:
         self._name_files(Path(self.checkpoint_dir) / run_name(config))
         self._initial_numbers = _numbers(model)
         self.history = []
+        self.on_epoch = None
         self.data_state = {}
         self._saving = False
         self._resumed_state = None
@@ -143,6 +145,8 @@ class ResumableTrainer:
             valid_score=float(score),
             valid_result=dict(result),
         )
+        if self.on_epoch is not None:
+            self.on_epoch(self.history[-1])
         return score, result
 
     def _check_nan(self, loss):

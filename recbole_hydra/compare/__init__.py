@@ -1,0 +1,71 @@
+"""Compare models so that the table can be trusted: many seeds, one protocol, honest costs."""
+
+from recbole_hydra.checks import boolean
+from recbole_hydra.compare.comparison import Comparison
+from recbole_hydra.compare.plan import claim_folder, make_plan
+from recbole_hydra.compare.runner import run_tasks
+
+__all__ = ["Comparison", "compare"]
+
+
+def compare(
+    models,
+    datasets,
+    seeds=(2020,),
+    output_dir="comparison",
+    config_file_list=None,
+    model_config=None,
+    config_dict=None,
+    argv=(),
+    resume=False,
+    popularity=True,
+    latex=False,
+    show_progress=True,
+) -> Comparison:
+    """Train and test every model with every seed on every dataset, and write the report.
+
+    Every run is a process of its own. A run that fails is reported and does not stop the others;
+    after a kill, or Ctrl-C, the same call with ``resume`` continues: finished runs are kept, the
+    one that was interrupted goes on at the epoch it had reached, failed ones are tried again.
+
+    Args:
+        models, datasets: names.
+        seeds: integers from 0 on.
+        output_dir: where the runs and the report go; new or empty, unless ``resume``.
+        config_file_list: yaml files for all models.
+        model_config: yaml files for one model, ``{"SASRec": "a.yaml" or ["a.yaml", ...]}``; they go
+            over those for all.
+        config_dict, argv: settings for all models, over the files; see
+            :class:`~recbole_hydra.config.Config`. ``training_mode`` is one for all sequential
+            models: augmentation if it is asked for, otherwise autoregressive.
+        resume: continue what ``output_dir`` holds of this comparison.
+        popularity: add RecBole's Pop, which recommends the most frequent items, so that a broken
+            run shows.
+        latex: also write ``table.tex``.
+        show_progress: a bar over runs, on stderr.
+
+    Returns:
+        The :class:`Comparison`, its report written.
+
+    Raises:
+        ComparisonError: models, datasets or seeds given twice or not at all; a model that cannot
+            train in the mode; settings that would make the runs incomparable; an ``output_dir``
+            that holds something else.
+        ConfigError, DatasetError: what :class:`~recbole_hydra.config.Config` and the data refuse,
+            and a dataset with fewer than ten test users.
+        KeyboardInterrupt: after the partial report is written.
+    """
+    for name, value in (
+        ("resume", resume), ("popularity", popularity), ("latex", latex),
+        ("show_progress", show_progress),
+    ):  # fmt: skip
+        boolean(name, value)
+    layers = (config_file_list, model_config, config_dict, argv)
+    plan = make_plan(models, datasets, seeds, output_dir, *layers, popularity)
+    claim_folder(plan, output_dir, resume)
+    try:
+        run_tasks(plan, show_progress)
+    finally:
+        comparison = Comparison(output_dir)
+        comparison.write(latex)
+    return comparison

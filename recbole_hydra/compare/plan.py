@@ -1,0 +1,347 @@
+"""What a comparison consists of: its runs, checked before the first one trains."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+from recbole.utils import ModelType
+
+from recbole_hydra import checkpoint
+from recbole_hydra.checks import did_you_mean, one_of
+from recbole_hydra.compare.ranks import METRICS, fingerprint, left_out_targets
+from recbole_hydra.config import Config, parse_arguments
+from recbole_hydra.data import create_dataset, user_histories
+from recbole_hydra.errors import ComparisonError, DatasetError
+from recbole_hydra.model import get_model
+from recbole_hydra.model.causal import is_causal
+
+#: The popularity baseline, in every comparison unless it is switched off.
+POPULARITY = "Pop"
+
+#: The file that says whose results an output folder holds.
+PLAN = "comparison.json"
+
+#: A paired test needs some users to pair.
+FEWEST_USERS = 10
+
+#: Settings that must be the same in all runs on a dataset, since another value is another task.
+PROTOCOL = (
+    "eval_args", "repeatable", "metrics", "topk", "valid_metric", "data_path", "benchmark_filename",
+    "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
+    "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
+    "val_interval", "rm_dup_inter",
+)  # fmt: skip
+
+
+@dataclass
+class Task:
+    """One run: the layers of its Config, and its folder."""
+
+    dataset: str
+    model: str
+    seed: int
+    config_files: list
+    settings: dict
+    argv: list
+    folder: str
+
+
+@dataclass
+class Plan:
+    """A comparison: every model x seed x dataset.
+
+    Attributes:
+        identity: what makes two comparisons the same, as json holds it: models, datasets, seeds,
+            the settings of every model on every dataset, and the datasets' fingerprints.
+        tasks: the runs, in order.
+    """
+
+    identity: dict
+    tasks: list
+
+    @property
+    def models(self):
+        return self.identity["models"]
+
+    @property
+    def datasets(self):
+        return self.identity["datasets"]
+
+    @property
+    def seeds(self):
+        return self.identity["seeds"]
+
+
+def make_plan(
+    models, datasets, seeds, output_dir, config_file_list, model_config, config_dict, argv, with_pop
+) -> Plan:
+    """Check the input of :func:`recbole_hydra.compare.compare`, and lay out its runs.
+
+    Raises:
+        ComparisonError, ConfigError, DatasetError: bad input, in one line.
+    """
+    models, datasets = _names("models", models), _names("datasets", datasets)
+    seeds = _seeds(seeds)
+    if with_pop and POPULARITY not in models:
+        models = [*models, POPULARITY]
+    for model in models:
+        get_model(model)  # raises for an unknown one
+    model_config = {name: _paths(files) for name, files in (model_config or {}).items()}
+    for name in model_config:
+        if name not in models:
+            raise ComparisonError(
+                f"model_config: {name!r} is not among the models {', '.join(models)}"
+                f"{did_you_mean(name, models)}"
+            )
+    common, config_dict = _paths(config_file_list or []), dict(config_dict or {})
+    _refuse_own_keys(config_dict, argv)
+
+    arguments = parse_arguments(argv)
+    mode = _training_mode(arguments, config_dict, common, models)
+    # What a run's own folder and the mode decide goes in by itself.
+    argv = [
+        f"--{key}={value}"
+        for key, value in arguments.items()
+        if key not in ("training_mode", "data_path")
+    ]
+    if "data_path" in arguments:
+        config_dict["data_path"] = arguments["data_path"]
+
+    runs = Path(output_dir).absolute() / "runs"
+    settings, fingerprints, tasks = {}, {}, []
+    for dataset in datasets:
+        configs, layers = {}, {}
+        for model in models:
+            files = [*common, *model_config.get(model, [])]
+            own = {**config_dict, "training_mode": mode if _has_mode(model) else "auto"}
+            configs[model] = Config(model, dataset, files, own, argv)
+            layers[model] = files, own
+        _check_protocol(dataset, configs)
+        fingerprints[dataset] = _check_data(dataset, configs[models[0]])
+        settings[dataset] = {}
+        for model, config in configs.items():
+            plain = checkpoint.plain_settings(config)
+            fixed = {
+                "data_path": os.path.abspath(plain["data_path"]),
+                "checkpoint_dir": "checkpoints",
+                "show_progress": False,
+            }
+            settings[dataset][model] = {
+                k: v for k, v in plain.items() if k not in {"seed", "state", *fixed}
+            }
+            files, own = layers[model]
+            for seed in seeds:
+                folder = str(runs / dataset / model / f"seed-{seed}")
+                own = {**own, **fixed, "seed": seed}
+                tasks.append(Task(dataset, model, seed, files, own, argv, folder))
+    identity = {
+        "models": models,
+        "datasets": datasets,
+        "seeds": seeds,
+        "training_mode": mode,
+        "settings": settings,
+        "fingerprints": fingerprints,
+    }
+    return Plan(json.loads(json.dumps(identity)), tasks)
+
+
+def claim_folder(plan: Plan, output_dir, resume: bool) -> None:
+    """Make ``output_dir`` this comparison's, or raise if it is not to be had.
+
+    Raises:
+        ComparisonError: it holds another comparison, other files, or results of this one without
+            ``resume``; it cannot be written; or there is nothing to resume.
+    """
+    folder = Path(output_dir)
+    file = folder / PLAN
+    if file.is_file():
+        other = read_identity(folder)
+        different = [key for key in plan.identity if plan.identity[key] != other.get(key)]
+        if different:
+            raise ComparisonError(
+                f"output_dir {folder}: holds another comparison ({_describe(other)}), which "
+                f"differs in {_difference(plan.identity, other, different)}; choose another folder"
+            )
+        if not resume:
+            raise ComparisonError(
+                f"output_dir {folder}: holds results of this comparison; continue it with "
+                "--resume=True, or choose another folder"
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise ComparisonError(
+            f"output_dir {folder}: holds files that are no comparison's; choose an empty or a new "
+            "folder"
+        )
+    if resume:
+        raise ComparisonError(f"output_dir {folder}: there is no comparison to resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(plan.identity, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise ComparisonError(
+            f"output_dir {folder}: cannot be written ({error.strerror}); choose another"
+        ) from error
+
+
+def read_identity(folder) -> dict:
+    """Read the ``comparison.json`` of a folder.
+
+    Raises:
+        ComparisonError: there is none, or it is damaged.
+    """
+    try:
+        return json.loads((Path(folder) / PLAN).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ComparisonError(f"{folder}: holds no comparison ({error.strerror})") from error
+    except ValueError as error:
+        raise ComparisonError(f"{folder}/{PLAN}: damaged ({error})") from error
+
+
+def task_as_json(task: Task) -> str:
+    """One line for the worker."""
+    return json.dumps(asdict(task)) + "\n"
+
+
+# -- checks --------------------------------------------------------------------------------------
+
+
+def _names(what, values) -> list[str]:
+    values = [values] if isinstance(values, str) else list(values or [])
+    if not values:
+        raise ComparisonError(f"{what}: none given")
+    for value in values:
+        if not isinstance(value, str):
+            raise ComparisonError(f"{what}: names, not {value!r}; a run is a process of its own")
+    _refuse_twice(what, values)
+    return values
+
+
+def _seeds(values) -> list[int]:
+    values = [values] if isinstance(values, int) else list(values or [])
+    if not values:
+        raise ComparisonError("seeds: none given")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ComparisonError(f"seeds: integers from 0 on, not {value!r}")
+    _refuse_twice("seeds", values)
+    return values
+
+
+def _refuse_twice(what, values):
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise ComparisonError(f"{what}: {', '.join(twice)} given twice")
+
+
+def _paths(files) -> list[str]:
+    """Absolute, since a run works in its own folder."""
+    files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
+    return [os.path.abspath(file) for file in files]
+
+
+def _refuse_own_keys(config_dict, argv):
+    """Settings that a comparison sets itself."""
+    own = {"seed": "use --seeds", "checkpoint_dir": "use --output_dir", "saved": "runs are saved"}
+    given = [*config_dict, *(argument.removeprefix("--").partition("=")[0] for argument in argv)]
+    for key in given:
+        if key in own:
+            raise ComparisonError(f"{key}: a comparison sets it for every run; {own[key]}")
+
+
+def _has_mode(model) -> bool:
+    """Whether ``training_mode`` has a meaning for a model: for sequential ones."""
+    return getattr(get_model(model), "type", None) == ModelType.SEQUENTIAL
+
+
+def _training_mode(arguments, config_dict, files, models) -> str:
+    """The one mode of all sequential models: the one that was asked for, or the fast one."""
+    asked = "auto"
+    for file in files:
+        asked = _read_yaml(file).get("training_mode", asked)
+    asked = arguments.get("training_mode", config_dict.get("training_mode", asked))
+    one_of("training_mode", asked, ("auto", "autoregressive", "augmentation"))
+    sequential = [model for model in models if _has_mode(model)]
+    others = [model for model in sequential if not is_causal(get_model(model))]
+    if asked == "augmentation" or not sequential:
+        return "augmentation"
+    if others:
+        raise ComparisonError(
+            f"training_mode: {', '.join(others)} cannot train on every position, and a table needs "
+            "one mode for all; use --training_mode=augmentation, or leave them out"
+        )
+    return "autoregressive"
+
+
+def _read_yaml(file) -> dict:
+    try:
+        with open(file, encoding="utf-8") as stream:
+            values = yaml.safe_load(stream)
+    except (OSError, yaml.YAMLError):
+        values = None  # Config says what is wrong with it
+    return values if isinstance(values, dict) else {}
+
+
+def _check_data(dataset, config) -> dict:
+    """Load a dataset once; returns its fingerprint."""
+    full = create_dataset(config)
+    targets = left_out_targets(user_histories(full), full.item_num)
+    if len(targets) < FEWEST_USERS:
+        raise DatasetError(
+            f"dataset {dataset}: {len(targets)} users have the three interactions that "
+            f"leave-one-out takes; a comparison needs {FEWEST_USERS}"
+        )
+    return fingerprint(full, targets)
+
+
+def _check_protocol(dataset, configs):
+    """Refuse what a table cannot compare, before anything is trained."""
+    (first, config), *others = configs.items()
+    evaluation = config["eval_args"]
+    expected = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
+    for key, value in expected.items():
+        if evaluation[key] != value:
+            raise ComparisonError(
+                f"eval_args: {key} {evaluation[key]}: a comparison is leave-one-out in the order "
+                f"of time ({key}: {value}); remove it"
+            )
+    if {*evaluation["mode"].values()} != {"full"}:
+        raise ComparisonError(
+            f"eval_args: mode {evaluation['mode']}: a comparison ranks all items; remove it"
+        )
+    if config["benchmark_filename"]:
+        raise ComparisonError("benchmark_filename: a comparison splits the data itself; remove it")
+    unknown = [name for name in config["metrics"] if name.lower() not in METRICS]
+    if unknown:
+        raise ComparisonError(
+            f"metrics: {', '.join(unknown)} is not a mean over users of their target's rank; use "
+            f"{', '.join(METRICS)}"
+        )
+    for model, other in others:
+        for key in PROTOCOL:
+            if other[key] != config[key]:
+                raise ComparisonError(
+                    f"{key}: {config[key]!r} for {first}, {other[key]!r} for {model} on {dataset}; "
+                    "a table needs one protocol: set it for all, with --config_files"
+                )
+
+
+def _describe(identity) -> str:
+    seeds = ",".join(map(str, identity.get("seeds", [])))
+    names = (",".join(identity.get(key, [])) for key in ("models", "datasets"))
+    return f"models {next(names)}; datasets {next(names)}; seeds {seeds}"
+
+
+def _difference(mine, other, keys) -> str:
+    """Name what differs, down to the first setting."""
+    if keys != ["settings"]:
+        return ", ".join(key for key in keys if key != "settings" or len(keys) == 1)
+    for dataset, models in mine["settings"].items():
+        for model, settings in models.items():
+            theirs = other["settings"].get(dataset, {}).get(model, {})
+            for key in sorted({*settings, *theirs}):
+                if settings.get(key) != theirs.get(key):
+                    return f"{key} of {model}: {theirs.get(key)!r} there, {settings.get(key)!r} now"
+    return "settings"

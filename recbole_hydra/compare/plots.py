@@ -1,0 +1,132 @@
+"""The pictures of a comparison, PNG files in its folder."""
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from recbole_hydra.compare.ranks import display, metric
+from recbole_hydra.compare.statistics import by_group
+
+
+def draw(comparison, dataset) -> list[tuple[str, str]]:
+    """Draw the pictures of a dataset with finished runs.
+
+    Returns:
+        ``[(file name in the comparison's folder, what it shows), ...]``.
+    """
+    name = comparison.metrics(dataset)[0]
+    pictures = []
+    label = display(name)
+    for kind, function, caption in (
+        ("curves", _curves, f"Validation {label} against seconds of training and "
+         "validation, a line per seed, a dot at the best epoch"),
+        ("cost", _cost, f"Test {label} (all items) against what it takes: seconds to the "
+         "best epoch, and parameters; bars are standard deviations over seeds"),
+        ("groups", _groups, f"Test {label} (all items) by length of the history and by how "
+         "often the target occurs in training; bars are standard errors over users"),
+    ):  # fmt: skip
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)  # no window, and nothing of a notebook's own pictures is touched
+        function(figure, comparison, dataset, name, label)
+        file = f"{dataset}-{kind}.png"
+        figure.savefig(comparison.folder / file, dpi=120)
+        pictures.append((file, caption))
+    return pictures
+
+
+def _models(comparison, dataset):
+    """(model, its finished runs, colour), in the order of the comparison."""
+    for number, model in enumerate(comparison.identity["models"]):
+        runs = [run for run in comparison.finished(dataset) if run["model"] == model]
+        if runs:
+            yield model, runs, f"C{number % 10}"
+
+
+def _is_one_step(runs) -> bool:
+    """Whether a model, such as Pop, has no curve and no cost: a line marks its level."""
+    return all(run["epochs"] == 1 for run in runs)
+
+
+def _level(axis, score, model, colour):
+    axis.axhline(score, color=colour, linestyle=":", label=model)
+
+
+def _log_ticks(axis, form):
+    """Ticks at 1, 2, 5, 10, ..., written out."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter(form))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _curves(figure, comparison, dataset, name, label):
+    axis = figure.subplots()
+    for model, runs, colour in _models(comparison, dataset):
+        if _is_one_step(runs):
+            _level(axis, np.mean([run["valid_result"][name] for run in runs]), model, colour)
+            continue
+        for number, run in enumerate(runs):
+            entries = [e for e in run["history"] if "valid_result" in e]
+            spent = np.cumsum([e["train_seconds"] + e["valid_seconds"] for e in entries])
+            scores = [e["valid_result"][name] for e in entries]
+            best = next(i for i, e in enumerate(entries) if e["epoch"] == run["best_epoch"])
+            own = None if number else model
+            axis.plot(spent, scores, color=colour, linewidth=1.2, label=own)
+            axis.plot(spent[best], scores[best], "o", color=colour, markersize=5)
+    axis.set(xlabel="seconds of training and validation", ylabel=f"validation {label}")
+    _log_ticks(axis, "{x:g}")
+    axis.grid(alpha=0.3)
+    axis.legend()
+
+
+def _cost(figure, comparison, dataset, name, label):
+    axes = figure.subplots(1, 2, sharey=True)
+    for model, runs, colour in _models(comparison, dataset):
+        ranks = [comparison.ranks(dataset)[model, run["seed"]]["rank"] for run in runs]
+        scores = [metric(name, values).mean() for values in ranks]
+        spread = np.std(scores, ddof=1) if len(scores) > 1 else None
+        costs = [
+            np.mean([run["seconds_to_best"] for run in runs]),
+            np.mean([run["parameters"]["total"] for run in runs]),
+        ]
+        for axis, cost in zip(axes, costs, strict=True):
+            if _is_one_step(runs):
+                _level(axis, np.mean(scores), model, colour)
+            else:
+                place = {"fmt": "o", "color": colour, "label": model}
+                axis.errorbar(cost, np.mean(scores), yerr=spread, **place)
+    axes[0].set(xlabel="seconds to the best epoch", ylabel=f"test {label}")
+    axes[1].set(xlabel="parameters, item table included")
+    for axis, form in zip(axes, ("{x:g}", "{x:,.0f}"), strict=True):
+        _log_ticks(axis, form)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+
+
+def _groups(figure, comparison, dataset, name, label):
+    axes = figure.subplots(1, 2, sharey=True)
+    columns = {
+        "history_length": "items in the history",
+        "item_count": "occurrences of the target in training",
+    }
+    for axis, (column, words) in zip(axes, columns.items(), strict=True):
+        models = list(_models(comparison, dataset))
+        for number, (model, runs, colour) in enumerate(models):
+            tables = [comparison.ranks(dataset)[model, run["seed"]] for run in runs]
+            tables = [table.set_index("user").sort_index() for table in tables]
+            values = np.mean([metric(name, table["rank"]) for table in tables], axis=0)
+            groups = by_group(tables[0], column)
+            means = [values[groups == group].mean() for group in groups.cat.categories]
+            errors = [
+                values[groups == group].std() / np.sqrt((groups == group).sum())
+                for group in groups.cat.categories
+            ]
+            shift = 0.12 * (number - (len(models) - 1) / 2)
+            places = np.arange(len(means)) + shift
+            axis.errorbar(places, means, yerr=errors, fmt="o", color=colour, label=model)
+        axis.set_xticks(range(len(means)), list(groups.cat.categories))
+        axis.set(xlabel=words)
+        axis.grid(alpha=0.3, axis="y")
+    axes[0].set(ylabel=f"test {label}")
+    axes[0].legend()

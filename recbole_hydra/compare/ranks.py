@@ -1,0 +1,173 @@
+"""The rank of every test user's target, in two rankings of the same scores.
+
+The rankings, by column of :func:`rank_targets`:
+
+- ``rank``: over all items, as RecBole ranks for sequential models;
+- ``rank_masked``: over the items that the user had not interacted with before, and the target, as
+  RecBole ranks for general models.
+
+A rank is 1 for the best item. Items with the same score as the target share its place: the target
+takes the middle one, so that a model which scores all items alike ranks nothing well.
+"""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import torch
+
+from recbole_hydra.errors import DatasetError, TrainingError
+
+#: The rankings, and what a table adds to the name of a metric.
+RANKINGS = {"rank": "", "rank_masked": ", masked"}
+
+#: Metrics of one target per user from its rank r at cut-off k.
+METRICS = {
+    "hit": lambda r, k: (r <= k) * 1.0,
+    "recall": lambda r, k: (r <= k) * 1.0,
+    "precision": lambda r, k: (r <= k) / k,
+    "ndcg": lambda r, k: (r <= k) / np.log2(r + 1.0),
+    "mrr": lambda r, k: (r <= k) / r,
+    "map": lambda r, k: (r <= k) / r,
+}
+
+
+def metric(name: str, ranks):
+    """Per-user values of a metric such as ``"ndcg@10"`` from ranks (users,)."""
+    kind, _, k = name.partition("@")
+    return METRICS[kind](np.asarray(ranks), int(k))
+
+
+def display(name: str) -> str:
+    """``ndcg@10`` as the field writes it, ``NDCG@10``."""
+    kind, _, k = name.partition("@")
+    return f"{kind.upper() if kind in ('ndcg', 'mrr', 'map') else kind.capitalize()}@{k}"
+
+
+def left_out_targets(histories, n_items) -> pd.DataFrame:
+    """Who is tested on what: the last interaction of every user with three or more.
+
+    This is RecBole's leave-one-out split of sequential models, whose rows have a history and a
+    target, and whose first row of a user is never left out.
+
+    Args:
+        histories: :func:`~recbole_hydra.data.user_histories` of a dataset.
+        n_items: its number of internal item ids.
+
+    Returns:
+        One row per user, by internal ids: user, item, history_length (items before the target),
+        item_count (how often the item occurs in training), repeat (whether the history has it).
+    """
+    items, start = histories["items"].numpy(), histories["start"].numpy()
+    sizes = np.diff(start)
+    users = np.flatnonzero(sizes >= 3)
+    last = start[users + 1] - 1
+    # Training has all but a user's last two interactions; with three, RecBole leaves one out.
+    left_out = np.concatenate([last, last[sizes[users] > 3] - 1])
+    counts = np.bincount(items, minlength=n_items)
+    counts -= np.bincount(items[left_out], minlength=n_items)
+    target = items[last]
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    position_of_user = np.full(len(sizes), -1)
+    position_of_user[users] = np.arange(len(users))
+    row = position_of_user[owner]
+    before = (row >= 0) & (np.arange(len(items)) < last[row])
+    repeat = np.zeros(len(users), dtype=bool)
+    repeat[row[before & (items == target[row])]] = True
+    return pd.DataFrame(
+        {
+            "user": users,
+            "item": target,
+            "history_length": sizes[users] - 1,
+            "item_count": counts[target],
+            "repeat": repeat,
+        }
+    )
+
+
+def fingerprint(dataset, targets) -> dict:
+    """What two runs must share to stand in one table.
+
+    Returns:
+        ``test_targets`` and ``items``, hashes of raw ids; ``test_users`` and ``candidates``,
+        numbers.
+    """
+    users, items = _raw(dataset, targets)
+    names = dataset.field2id_token[dataset.iid_field][1:]
+    return {
+        "test_targets": _hash(f"{u}\t{i}" for u, i in zip(users, items, strict=True)),
+        "items": _hash(names),
+        "test_users": len(targets),
+        "candidates": len(names),
+    }
+
+
+def _raw(dataset, targets):
+    tokens = dataset.field2id_token
+    users = np.asarray(tokens[dataset.uid_field])[targets["user"].to_numpy()]
+    return users, np.asarray(tokens[dataset.iid_field])[targets["item"].to_numpy()]
+
+
+def _hash(names) -> str:
+    return hashlib.sha256("\n".join(sorted(map(str, names))).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def rank_targets(run, targets) -> pd.DataFrame:
+    """Rank the targets of a run's test users.
+
+    Args:
+        run: a :class:`~recbole_hydra.quick_start.Run`, its best model loaded.
+        targets: :func:`left_out_targets` of its histories.
+
+    Returns:
+        One row per user, by raw ids: the columns of :func:`left_out_targets`, rank, rank_masked,
+        and ties, the number of items with the target's score in the ranking of all items.
+
+    Raises:
+        DatasetError: the run's test data lacks a user, or tests another item.
+        TrainingError: a score is not a number.
+    """
+    items, start = run.histories["items"], run.histories["start"]
+    uid, trainer = run.dataset.uid_field, run.trainer
+    position = torch.full((run.dataset.user_num,), -1)
+    position[torch.from_numpy(targets["user"].to_numpy())] = torch.arange(len(targets))
+    expected = torch.from_numpy(targets["item"].to_numpy()).long()
+    ranks = np.zeros((len(targets), 3), dtype=np.int64)
+    trainer.model.eval()
+    for batch in run.loaders[2]:
+        rows, scores, row_of_target, target = trainer._full_sort_batch_eval(batch)
+        users = rows[uid].cpu()[row_of_target]
+        at = position[users]
+        known = at >= 0  # RecBole also tests general models on users with two interactions
+        at, users, row_of_target = at[known], users[known], row_of_target[known]
+        target = target[known].cpu()
+        if not torch.equal(target, expected[at]):
+            wrong = run.dataset.id2token(uid, int(users[target != expected[at]][0]))
+            raise DatasetError(f"user {wrong} is tested on another item than the last")
+        scores = scores.cpu()[row_of_target]
+        ranks[at.numpy(), 0], ranks[at.numpy(), 2] = _ranks(scores, target)
+        # Every earlier item of the user out of the ranking, but not the target.
+        ends = start[users + 1] - 1
+        lengths = ends - start[users]
+        row = torch.arange(len(users)).repeat_interleave(lengths)
+        offset = torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]
+        own = scores.gather(1, target[:, None])
+        scores[row, items[start[users][row] + offset].long()] = -torch.inf
+        scores.scatter_(1, target[:, None], own)
+        ranks[at.numpy(), 1], _ = _ranks(scores, target)
+    if (ranks[:, 0] == 0).any():
+        missing = targets["user"].to_numpy()[ranks[:, 0] == 0]
+        user = run.dataset.id2token(uid, int(missing[0]))
+        raise DatasetError(f"{len(missing)} test users have no row in the test data, as {user}")
+    users, names = _raw(run.dataset, targets)
+    table = targets.assign(user=users.astype(str), item=names.astype(str))
+    return table.assign(rank=ranks[:, 0], rank_masked=ranks[:, 1], ties=ranks[:, 2])
+
+
+def _ranks(scores, target):
+    own = scores.gather(1, target[:, None])
+    if torch.isnan(scores).any():
+        raise TrainingError("a score is not a number")
+    better, equal = (scores > own).sum(1), (scores == own).sum(1) - 1
+    return (1 + better + equal // 2).numpy(), equal.numpy()

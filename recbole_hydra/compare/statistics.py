@@ -1,0 +1,179 @@
+"""What a table says: means, spread, gains, significance, and whether its runs may be compared."""
+
+from collections import defaultdict
+
+import numpy as np
+import pandas as pd
+
+from recbole_hydra.compare.ranks import RANKINGS, metric
+from recbole_hydra.model import MODELS
+
+#: Corrected p-values below which a difference is marked, and the marks.
+LEVELS = ((0.01, "**"), (0.05, "*"))
+
+#: How far a metric from our ranks may lie from RecBole's own: it rounds to four digits.
+ROUNDING = 1e-4
+
+
+def per_user(results, ranks, metrics) -> dict:
+    """Per-user metrics of every model, the mean over its seeds.
+
+    Args:
+        results: the finished runs of one dataset.
+        ranks: ``{(model, seed): table of rank_targets}``.
+        metrics: names, ``["ndcg@10", ...]``.
+
+    Returns:
+        ``{(model, ranking, metric): Series by raw user id}``.
+    """
+    runs = defaultdict(list)
+    for result in results:
+        runs[result["model"]].append(ranks[result["model"], result["seed"]].set_index("user"))
+    values = {}
+    for model, tables in runs.items():
+        for ranking in RANKINGS:
+            for name in metrics:
+                columns = [pd.Series(metric(name, t[ranking]), index=t.index) for t in tables]
+                values[model, ranking, name] = pd.concat(columns, axis=1).mean(axis=1)
+    return values
+
+
+def summary(results, ranks, metrics) -> pd.DataFrame:
+    """Mean, spread, gain and significance of every model, ranking and metric on one dataset.
+
+    The baselines are the models that are not of this package. ``gain`` is relative to the best of
+    them, by that metric in that ranking; ``p`` is a paired t-test of the users' values (each the
+    mean over seeds) against the same model, corrected over all of the dataset's tests by Benjamini
+    and Hochberg (``scipy.stats.false_discovery_control``).
+
+    Returns:
+        One row per model, ranking and metric: mean, std (over seeds, n - 1; NaN for one), runs,
+        baseline, gain, p (NaN for the baseline itself).
+    """
+    from scipy.stats import false_discovery_control
+
+    users = per_user(results, ranks, metrics)
+    by_run = defaultdict(list)
+    for result in results:
+        table = ranks[result["model"], result["seed"]]
+        for ranking in RANKINGS:
+            for name in metrics:
+                by_run[result["model"], ranking, name].append(metric(name, table[ranking]).mean())
+    rows = []
+    for (model, ranking, name), values in by_run.items():
+        baselines = {
+            other: float(np.mean(numbers))
+            for (other, r, m), numbers in by_run.items()
+            if (r, m) == (ranking, name) and other not in MODELS
+        }
+        baseline = max(baselines, key=baselines.get) if baselines else None
+        mean = float(np.mean(values))
+        best = baselines.get(baseline)
+        rows.append(
+            {
+                "model": model,
+                "ranking": ranking,
+                "metric": name,
+                "mean": mean,
+                "std": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan,
+                "runs": len(values),
+                "baseline": baseline,
+                "gain": mean / best - 1 if best and model != baseline else np.nan,
+                "p": np.nan
+                if baseline in (None, model)
+                else paired_p(users[model, ranking, name], users[baseline, ranking, name]),
+            }
+        )
+    table = pd.DataFrame(rows)
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "p"] = false_discovery_control(table.loc[tested, "p"])
+    return table
+
+
+def paired_p(first, second) -> float:
+    """Two-sided p-value of a paired t-test of two Series with one value per user.
+
+    Users are paired by id. Without any difference it is 1; with one and the same difference for
+    every user it is 0.
+    """
+    from scipy.stats import ttest_rel
+
+    first, second = first.align(second, join="inner")
+    difference = (first - second).to_numpy()
+    if np.ptp(difference) == 0:
+        return 1.0 if len(difference) == 0 or difference[0] == 0 else 0.0
+    return float(ttest_rel(first, second).pvalue)
+
+
+def mark(p) -> str:
+    """The marks of a p-value: ``**``, ``*`` or nothing."""
+    return next((text for level, text in LEVELS if p < level), "")
+
+
+def unfair(results, ranks, expected=None) -> list[str]:
+    """Say, one line each, why the finished runs of one dataset may not stand in one table.
+
+    Args:
+        results, ranks: as in :func:`per_user`.
+        expected: the dataset's fingerprint when the comparison began.
+    """
+    found = []
+    words = {
+        "test_users": "number of test users",
+        "test_targets": "split (who is tested on what)",
+        "items": "item set",
+        "candidates": "number of candidates",
+    }
+    for key, word in words.items():
+        groups = defaultdict(list)
+        for result in results:
+            groups[str(result["fingerprint"][key])].append(_name(result))
+        if expected is not None:
+            groups.setdefault(str(expected[key]), []).insert(0, "the comparison's own")
+        if len(groups) > 1:
+            found.append(f"the {word} differs: {_listed(groups)}")
+    modes = defaultdict(list)
+    for result in results:
+        modes[", ".join(result["metrics"])].append(_name(result))
+    if len(modes) > 1:
+        found.append(f"the metrics differ: {_listed(modes)}")
+    for result in results:
+        table = ranks[result["model"], result["seed"]]
+        for name in result["metrics"]:
+            ours, theirs = metric(name, table["rank"]).mean(), result["test_result"].get(name)
+            ties = (table["ties"] > 0).mean()
+            if theirs is None or abs(ours - theirs) > ROUNDING + ties:
+                found.append(
+                    f"{name} of {_name(result)} is {theirs} in RecBole and {ours:.4f} from the "
+                    "saved ranks"
+                )
+    return found
+
+
+def _name(result) -> str:
+    return f"{result['model']} seed {result['seed']}"
+
+
+def _listed(groups) -> str:
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
+
+
+def by_group(table, column, groups=4) -> pd.Series:
+    """Put users into groups of about equal size by ``column``; a value is in one group only.
+
+    Returns:
+        Labels such as ``"3-7"``, as an ordered categorical Series in the order of ``table``.
+    """
+    values = table[column]
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, groups + 1)[1:-1], method="lower"))
+    number = np.searchsorted(edges, values, side="left")
+    names = {}
+    for index in np.unique(number):
+        inside = values[number == index]
+        low, high = int(inside.min()), int(inside.max())
+        names[index] = f"{low:,}" if low == high else f"{low:,}-{high:,}"
+    return pd.Series(
+        pd.Categorical([names[n] for n in number], categories=list(names.values()), ordered=True),
+        index=table.index,
+    )

@@ -1,0 +1,141 @@
+"""One run of a comparison, in a process of its own, so that its memory is its own and a crash ends
+nothing else: ``python -m recbole_hydra.compare.worker``.
+
+The parent writes one line of json to stdin (a :class:`~.plan.Task` as a dict) and keeps it open;
+when it closes, because the parent is gone, so does this process. On stdout come lines of json, one
+per evaluated epoch; all that libraries print goes to stderr, the run's log.
+"""
+
+import json
+import os
+import statistics
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+#: The files of a run, in its folder. ``result.json`` is written last: with it, a run is over.
+RESULT, RANKS, SETTINGS, LOG = "result.json", "ranks.parquet", "settings.yaml", "log.txt"
+
+
+def main():
+    """Run the task that stdin names, and write its result; never raises."""
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print is no event
+
+    def emit(**event):
+        print(json.dumps(event), file=events, flush=True)
+
+    folder = Path(task["folder"])
+    os.chdir(folder)  # RecBole's logs land there
+    try:
+        result = run(task, emit)
+    except Exception as error:  # a failed run is a result, too
+        traceback.print_exc()
+        line = " ".join(str(error).split()) or type(error).__name__
+        kind = type(error).__name__
+        result = {"status": "failed", "error": line if "Error" not in kind else f"{kind}: {line}"}
+    write_result(folder, {**{key: task[key] for key in ("dataset", "model", "seed")}, **result})
+
+
+def write_result(folder, result):
+    """Write ``result.json`` whole or not at all."""
+    temporary = Path(folder) / f".{RESULT}"
+    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    os.replace(temporary, Path(folder) / RESULT)
+
+
+def _end_with_parent():
+    while os.read(0, 1024):  # not sys.stdin.read: its lock would be in the way of our own end
+        pass
+    os._exit(1)
+
+
+def run(task: dict, emit) -> dict:
+    """Train, test and rank; returns what ``result.json`` holds of it."""
+    import yaml
+    from recbole.utils import ModelType
+
+    from recbole_hydra import __version__, checkpoint
+    from recbole_hydra.compare.ranks import fingerprint, left_out_targets, rank_targets
+    from recbole_hydra.errors import CheckpointError
+    from recbole_hydra.machine import machine, peak_memory
+    from recbole_hydra.model import get_model
+    from recbole_hydra.quick_start import train_and_test
+
+    best = None
+
+    def on_epoch(entry):
+        nonlocal best
+        best = entry["valid_score"] if best is None else max(best, entry["valid_score"])
+        emit(epoch=entry["epoch"], score=entry["valid_score"], best=best)
+
+    # Models without epochs, such as Pop, keep what cannot be checkpointed, and need no best epoch.
+    saved = getattr(get_model(task["model"]), "type", None) != ModelType.TRADITIONAL
+    started = sorted(Path("checkpoints").glob("*.last.pth"))
+    done = None
+    if started:
+        try:
+            done = train_and_test(resume=str(started[-1]), on_epoch=on_epoch)
+        except CheckpointError:
+            traceback.print_exc()  # it was killed while it wrote its best epoch: start anew
+    if done is None:
+        for path in Path("checkpoints").glob("*.pth"):
+            path.unlink()
+        done = train_and_test(
+            task["model"],
+            task["dataset"],
+            task["config_files"],
+            task["settings"],
+            saved=saved,
+            argv=task["argv"],
+            on_epoch=on_epoch,
+        )
+    config, result = done.config, done.result
+    targets = left_out_targets(done.histories, done.dataset.item_num)
+    ranks = rank_targets(done, targets)
+    ranks.to_parquet(RANKS, index=False)
+    settings = checkpoint.plain_settings(config)
+    Path(SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
+
+    history = result["history"]
+    scores = [entry.get("valid_score", float("-inf")) for entry in history]
+    if not config["valid_metric_bigger"]:
+        scores = [-score for score in scores]
+    # RecBole takes the last of equally good epochs.
+    best_epoch = max(range(len(scores)), key=lambda i: (scores[i], i)) if scores else -1
+    spent = [entry["train_seconds"] + entry.get("valid_seconds", 0.0) for entry in history]
+    return {
+        "status": "ok",
+        "training_mode": config["training_mode"],
+        "metrics": [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]],
+        "valid_metric": config["valid_metric"].lower(),
+        "valid_result": dict(result["best_valid_result"] or {}),
+        "test_result": dict(result["test_result"]),  # RecBole's own, of the ranking of all items
+        "fingerprint": fingerprint(done.dataset, targets),
+        "repeats": float(ranks["repeat"].mean()),
+        "parameters": result["parameters"],
+        "epochs": len(history),
+        "best_epoch": best_epoch,
+        "seconds_per_epoch": statistics.median(e["train_seconds"] for e in history),
+        "seconds_to_best": sum(spent[: best_epoch + 1]),
+        "seconds": sum(spent),
+        "test_seconds_per_user": result["test_seconds"] / len(ranks),
+        "peak_memory": peak_memory(),
+        "gpu_peak_memory": _gpu_peak_memory(),
+        "history": history,
+        "machine": machine(),
+        "version": __version__,
+    }
+
+
+def _gpu_peak_memory():
+    import torch
+
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+
+
+if __name__ == "__main__":
+    main()
