@@ -23,7 +23,6 @@ def apply() -> None:
     keep_anomaly_mode_off()
 
     from recbole.data.dataset import Dataset
-    from recbole.model.general_recommender import Pop
     from recbole.trainer import PretrainTrainer, Trainer
 
     if getattr(Trainer, "_recbole_hydra", False):
@@ -35,7 +34,6 @@ def apply() -> None:
     Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
     Dataset._download = _without_barrier(Dataset._download)
-    Pop.calculate_loss = count_every_interaction
 
 
 # -- numpy ---------------------------------------------------------------------------------------
@@ -220,7 +218,9 @@ class _Scipy:
 
 
 def repair_model_module(module) -> None:
-    """Give a module of RecBole's models a ``dok_matrix`` that it can update."""
+    """Repair a module of RecBole's models: a ``dok_matrix`` that it can update, and Pop's count."""
+    if module.__name__ == "recbole.model.general_recommender.pop":
+        module.Pop.calculate_loss = count_every_interaction
     if getattr(module, "sp", None) is scipy.sparse and not hasattr(
         scipy.sparse.dok_matrix, "_update"
     ):

@@ -2,13 +2,16 @@ import inspect
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import DATASETS
+from recbole.data.interaction import Interaction
 
 from recbole_hydra import Hydra, Mamba4Rec, compat, default_config, load_model, recommend
+from recbole_hydra.model import get_model
 
 
 def test_a_users_own_script_on_recboles_plain_classes(tmp_path, monkeypatch):
@@ -108,6 +111,18 @@ def test_a_finished_download_is_not_an_error(tmp_path):
         download(Dataset())  # nothing arrived
     (tmp_path / "movies.inter").write_text("user_id:token\n")
     download(Dataset())
+
+
+def test_pop_counts_every_interaction_whatever_the_batch(run_small):
+    few, many = (run_small("Pop", saved=False, train_batch_size=n) for n in (16, 4096))
+    assert few["test_result"] == many["test_result"]
+    batch = Interaction({"item_id": torch.tensor([3, 1, 3, 3])})
+    pop = get_model("Pop")
+    counted = SimpleNamespace(
+        ITEM_ID="item_id", item_cnt=torch.zeros(5, 1, dtype=torch.long), device="cpu"
+    )
+    pop.calculate_loss(counted, batch)
+    assert counted.item_cnt.flatten().tolist() == [0, 1, 0, 3, 0] and counted.max_cnt == 3
 
 
 def test_every_item_says_when_it_can_go():

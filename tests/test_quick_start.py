@@ -25,6 +25,19 @@ def test_the_result_is_recboles_and_what_it_cost(run_small):
     assert parameters["total"] == parameters["item_table"] + parameters["other"]
 
 
+def test_every_evaluated_epoch_is_announced():
+    seen = []
+    result = run_recbole_hydra(
+        "GRU4Rec",
+        "tiny",
+        config_dict=small("GRU4Rec", epochs=4, eval_step=2),
+        saved=False,
+        on_epoch=lambda entry: seen.append(dict(entry)),
+    )
+    assert [entry["epoch"] for entry in seen] == [1, 3]
+    assert seen == [entry for entry in result["history"] if "valid_score" in entry]
+
+
 @pytest.mark.parametrize("model", ["Hydra", "Mamba4Rec"])
 @pytest.mark.parametrize("loss_type", ["CE", "BPR"])
 def test_our_models_learn_the_ring(run_small, model, loss_type):

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from recbole_hydra.compare.ranks import display, metric
 from recbole_hydra.compare.statistics import by_group
@@ -52,11 +52,15 @@ def _level(axis, score, model, colour):
     axis.axhline(score, color=colour, linestyle=":", label=model)
 
 
-def _log_ticks(axis, form):
+def _legend(figure, axis):
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+
+
+def _log_seconds(axis):
     """Ticks at 1, 2, 5, 10, ..., written out."""
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter(form))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -75,9 +79,9 @@ def _curves(figure, comparison, dataset, name, label):
             axis.plot(spent, scores, color=colour, linewidth=1.2, label=own)
             axis.plot(spent[best], scores[best], "o", color=colour, markersize=5)
     axis.set(xlabel="seconds of training and validation", ylabel=f"validation {label}")
-    _log_ticks(axis, "{x:g}")
+    _log_seconds(axis)
     axis.grid(alpha=0.3)
-    axis.legend()
+    _legend(figure, axis)
 
 
 def _cost(figure, comparison, dataset, name, label):
@@ -98,10 +102,12 @@ def _cost(figure, comparison, dataset, name, label):
                 axis.errorbar(cost, np.mean(scores), yerr=spread, **place)
     axes[0].set(xlabel="seconds to the best epoch", ylabel=f"test {label}")
     axes[1].set(xlabel="parameters, item table included")
-    for axis, form in zip(axes, ("{x:g}", "{x:,.0f}"), strict=True):
-        _log_ticks(axis, form)
+    _log_seconds(axes[0])
+    axes[1].xaxis.set_major_locator(MaxNLocator(4))
+    axes[1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    for axis in axes:
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    _legend(figure, axes[0])
 
 
 def _groups(figure, comparison, dataset, name, label):
@@ -129,4 +135,4 @@ def _groups(figure, comparison, dataset, name, label):
         axis.set(xlabel=words)
         axis.grid(alpha=0.3, axis="y")
     axes[0].set(ylabel=f"test {label}")
-    axes[0].legend()
+    _legend(figure, axes[0])
