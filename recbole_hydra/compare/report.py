@@ -32,6 +32,7 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;border-bottom:1px solid #ddd;text-align:right}
 .wide{overflow-x:auto}
+td{white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
 th{border-bottom:2px solid #888}
 img{max-width:100%}
