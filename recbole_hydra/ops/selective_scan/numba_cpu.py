@@ -49,14 +49,6 @@ _ZERO = np.float32(0.0)
 
 
 @njit(inline="always")
-def _place(k, per_group, per_group_octets):
-    """Group, first channel and number of channels of octet ``k``."""
-    group = k // per_group_octets
-    offset = (k % per_group_octets) * CHANNELS
-    return group, group * per_group + offset, min(CHANNELS, per_group - offset)
-
-
-@njit(inline="always")
 def _get(x, first, count, spare):
     """``x[first : first + count]``, each number twice, zeros behind; ``spare`` is 8 zeros."""
     if count == CHANNELS:
@@ -101,7 +93,9 @@ def _forward_task(b, begin, sizes, u, delta, a2, B, C, D, h0, y, final, stored):
         start = b * length + chunk * CHUNK
         stop = min(start + CHUNK, (b + 1) * length)
         for k in range(begin, begin + of_task):
-            g, c, count = _place(k, per_group, per_group_octets)
+            g = k // per_group_octets
+            offset = (k % per_group_octets) * CHANNELS
+            c, count = g * per_group + offset, min(CHANNELS, per_group - offset)
             hk, ak = (k - begin) * size, k * size
             if len(stored) > 0:
                 keep = ((b * chunks + chunk) * octets + k) * size
@@ -160,7 +154,9 @@ def _backward_task(
         start = b * length + chunk * CHUNK
         stop = min(start + CHUNK, (b + 1) * length)
         for k in range(begin, begin + of_task):
-            g, c, count = _place(k, per_group, per_group_octets)
+            g = k // per_group_octets
+            offset = (k % per_group_octets) * CHANNELS
+            c, count = g * per_group + offset, min(CHANNELS, per_group - offset)
             ak, hk = k * size, (b * octets + k) * size
             d = even(_get(D, c, count, spare))
             # The states of this chunk again; states[j * size] is the one before step start + j.
