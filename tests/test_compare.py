@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL
+from conftest import DATASETS, SMALL
 from recbole.data.interaction import Interaction
 
 from recbole_hydra import Config
@@ -453,6 +453,28 @@ def test_the_mode_can_be_augmentation_for_models_that_are_not_causal(tmp_path):
     assert plan.identity["training_mode"] == "augmentation"
     modes = {m: s["training_mode"] for m, s in plan.identity["settings"]["tiny"].items()}
     assert modes == dict.fromkeys(["Hydra", "BERT4Rec", "Pop"], "augmentation")
+
+
+def test_a_plan_is_every_dataset_model_and_seed_with_its_own_layers(tmp_path):
+    from recbole_hydra.compare.plan import make_plan
+
+    for name in ("one", "two"):  # two datasets in a folder given relative to the current one
+        shutil.copytree(DATASETS / "tiny", tmp_path / "mine" / name)
+        os.rename(tmp_path / "mine" / name / "tiny.inter", tmp_path / f"mine/{name}/{name}.inter")
+    (tmp_path / "all.yaml").write_text("learning_rate: 0.003\nepochs: 7\n")
+    (tmp_path / "sasrec.yaml").write_text("learning_rate: 0.004\n")
+    argv = ["--data_path=mine", "--epochs=3"]
+    layers = (["all.yaml"], {"SASRec": "sasrec.yaml"}, None, argv)
+    plan = make_plan(["Hydra", "SASRec"], ["one", "two"], [5, 6], "out", *layers, False)
+    found = [(task.dataset, task.model, task.seed) for task in plan.tasks]
+    assert found == [(d, m, s) for d in ("one", "two") for m in ("Hydra", "SASRec") for s in (5, 6)]
+    for task in plan.tasks:  # as the process of a run, in its own folder, reads it
+        os.chdir("/")
+        config = Config(task.model, task.dataset, task.config_files, task.settings, task.argv)
+        assert config["learning_rate"] == (0.004 if task.model == "SASRec" else 0.003)
+        assert config["epochs"] == 3 and config["seed"] == task.seed
+        assert Path(config["data_path"]) == tmp_path / "mine" / task.dataset
+        assert config["training_mode"] == "autoregressive"
 
 
 def test_left_out_targets_are_recboles_test_rows(few_users):

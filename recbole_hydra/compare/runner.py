@@ -26,7 +26,7 @@ def read_result(folder):
 def run_tasks(plan, show_progress=True):
     """Run what is not finished; a failed run is written down, and the next one begins.
 
-    A run that was killed goes on at the epoch it had reached; one that failed begins again.
+    A run that was killed, or failed, goes on at the epoch it had reached.
     """
     from tqdm import tqdm
 
