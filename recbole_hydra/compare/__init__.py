@@ -25,8 +25,8 @@ def compare(
     """Train and test every model with every seed on every dataset, and write the report.
 
     Every run is a process of its own. A run that fails is reported and does not stop the others;
-    after a kill, or Ctrl-C, the same call with ``resume`` continues: finished runs are kept, the
-    one that was interrupted goes on at the epoch it had reached, failed ones are tried again.
+    after a kill, or Ctrl-C, the same call with ``resume`` continues: finished runs are kept, those
+    that were interrupted or failed go on at the epoch they had reached.
 
     Args:
         models, datasets: names.

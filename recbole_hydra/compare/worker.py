@@ -102,7 +102,8 @@ def run(task: dict, emit) -> dict:
 
     history = result["history"]
     scores = [entry.get("valid_score", float("-inf")) for entry in history]
-    # All metrics that a comparison takes are better when larger. RecBole takes the last of equally good epochs.
+    # All metrics that a comparison takes are better when larger; of equal epochs RecBole takes the
+    # last.
     best_epoch = max(range(len(scores)), key=lambda i: (scores[i], i)) if scores else -1
     spent = [entry["train_seconds"] + entry.get("valid_seconds", 0.0) for entry in history]
     return {
