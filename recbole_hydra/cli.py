@@ -8,6 +8,7 @@ from recbole_hydra.errors import RecBoleHydraError
 USAGE = """\
 usage: recbole-hydra --model=NAME --dataset=NAME [--key=value ...]
        recbole-hydra compare --help
+       recbole-hydra tune --help
 
 Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation and test metrics.
 
@@ -39,6 +40,27 @@ Train and test every model with every seed on every dataset; write tables and pl
   --key=value               any setting, for all models: --epochs=50, --topk=10,20
 """
 
+TUNE_USAGE = """\
+usage: recbole-hydra tune --model=NAME --dataset=NAME --output_dir=FOLDER [--key=value ...]
+
+Search the hyperparameters of a model with Ray Tune, on validation; test the best once.
+
+  --space=FILE              what is searched: yaml, or RecBole's hyper.test format;
+                            default: properties/tune/NAME.yaml of recbole_hydra
+  --num_samples=20          configurations to try
+  --search=random           random, grid or optuna
+  --scheduler=asha          asha stops hopeless trials early, none stops none
+  --grace_period=3          epochs before the first can be stopped
+  --reduction_factor=3      of so many trials that come as far, one goes on
+  --max_concurrent=2        trials at a time; default: one per GPU, or per two CPUs
+  --cpus_per_trial=1, --gpus_per_trial=0.5   default: what there is, shared out
+  --output_dir=FOLDER       new or empty, unless --resume=True
+  --resume=True             continue what FOLDER holds of this sweep
+  --ray_address=auto        a running Ray cluster, or HOST:PORT; default: this machine
+  --config_files=A,B        yaml files for all trials
+  --key=value               any setting, for all trials: --epochs=50, --valid_metric=MRR@10
+"""
+
 
 def main(argv=None) -> int:
     """Run the command line.
@@ -54,12 +76,14 @@ def main(argv=None) -> int:
         print(USAGE, end="")
         return 0 if argv else 2
     command, hint = train, "--resume=FILE.last.pth continues"
-    if argv[0] == "compare":
+    if argv[0] in ("compare", "tune"):
+        usage = {"compare": COMPARE_USAGE, "tune": TUNE_USAGE}[argv[0]]
+        command = {"compare": compare, "tune": tune}[argv[0]]
+        hint = "the report is of what is finished; --resume=True continues"
         argv = argv[1:]
         if not argv or argv[0] in ("-h", "--help", "help"):
-            print(COMPARE_USAGE, end="")
+            print(usage, end="")
             return 0 if argv else 2
-        command, hint = compare, "the report is of what is finished; --resume=True continues"
     try:
         command(argv)
     except RecBoleHydraError as error:
@@ -138,6 +162,47 @@ def compare(argv: list[str]):
             print(f"{what}: {run['status']}: {run.get('error', '')}")
     print(f"\nreport: {Path(output_dir) / 'report.html'}, report.md, results.csv")
     return comparison
+
+
+def tune(argv: list[str]):
+    """Run the job ``tune``, and print its best trials; returns the Sweep."""
+    import inspect
+
+    from tabulate import tabulate
+
+    from recbole_hydra.config import parse_arguments, parse_list, parse_value
+    from recbole_hydra.errors import TuneError
+    from recbole_hydra.tune import tune as run_sweep
+
+    arguments = parse_arguments(argv)
+    for key in ("model", "dataset", "output_dir"):
+        if key not in arguments:
+            raise TuneError(f"tune: --{key} is missing; see recbole-hydra tune --help")
+    names = {key: arguments.pop(key) for key in ("model", "dataset", "output_dir")}
+    names.update({key: arguments.pop(key) for key in ("space", "ray_address") if key in arguments})
+    settings = {
+        key: parse_value(arguments.pop(key))
+        for key in inspect.signature(run_sweep).parameters
+        if key in arguments
+    }
+    sweep = run_sweep(
+        **names,
+        **settings,
+        config_file_list=parse_list(arguments.pop("config_files", "")),
+        argv=[f"--{key}={value}" for key, value in arguments.items()],
+    )
+    frame = sweep.to_pandas().drop(columns=["error", "node"])
+    print(tabulate(frame.head(10), headers="keys", tablefmt="simple", showindex=False))
+    for trial in sweep.trials:
+        if "error" in trial:
+            print(f"trial {trial['number']} failed: {trial['error']}")
+    best = sweep.best
+    print(f"\nbest: trial {best['number']}, epoch {best['best_epoch']}")
+    rows = [[name, best["valid_result"].get(name), x] for name, x in sweep.test_result.items()]
+    print(tabulate(rows, headers=["metric", "valid", "test"], floatfmt=".4f", tablefmt="simple"))
+    print(f"\n{sweep.folder}: best.yaml, trials.csv, sweep.png")
+    print(f"train the best configuration:\n{sweep.command}")
+    return sweep
 
 
 if __name__ == "__main__":

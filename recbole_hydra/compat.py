@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import scipy.sparse
@@ -19,7 +20,7 @@ import torch
 def apply() -> None:
     """Make RecBole 1.2.1 run on the libraries that are installed. Calling it twice is harmless."""
     restore_numpy_aliases()
-    silence_future_warnings()
+    silence_warnings()
     keep_anomaly_mode_off()
 
     from recbole.data.dataset import Dataset
@@ -52,13 +53,15 @@ def restore_numpy_aliases() -> None:
 # -- pandas and torch: warnings ------------------------------------------------------------------
 
 
-def silence_future_warnings() -> None:
-    """Hide the FutureWarnings that RecBole's own lines cause, two dozen lines in every run.
+def silence_warnings() -> None:
+    """Hide the warnings that RecBole's and Ray's own lines cause, two dozen lines in every run.
 
-    They announce pandas 3 and the end of ``torch.cuda.amp.GradScaler``, which our bounds on both
-    libraries keep out. Delete when RecBole follows.
+    RecBole's announce pandas 3 and the end of ``torch.cuda.amp.GradScaler``, which our bounds on
+    both libraries keep out. Delete when RecBole follows.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")
+    # Ray 2.6 reads pkg_resources, which our bound on setuptools keeps.
+    warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning, r"ray\.")
 
 
 # -- torch ---------------------------------------------------------------------------------------
@@ -225,3 +228,32 @@ def repair_model_module(module) -> None:
         scipy.sparse.dok_matrix, "_update"
     ):
         module.sp = _Scipy()
+
+
+def ray_tune() -> SimpleNamespace:
+    """The names of Ray Tune that moved between Ray 2.6, which RecBole asks for, and today's.
+
+    Delete when Ray 2.6 is no longer supported: all of them are in ``ray.tune`` now.
+
+    Returns:
+        ``report(metrics)``, ``FailureConfig``, ``RunConfig``, and ``run_settings``, what RunConfig
+        takes besides.
+    """
+    from ray import tune
+
+    if hasattr(tune, "RunConfig"):
+        return SimpleNamespace(
+            report=tune.report,
+            RunConfig=tune.RunConfig,
+            FailureConfig=tune.FailureConfig,
+            run_settings={},
+        )
+    from ray.air import FailureConfig, RunConfig, session
+
+    # Ray 2.6 copies a trial's folder from its node to the driver's, were it the same folder or not.
+    return SimpleNamespace(
+        report=session.report,
+        RunConfig=RunConfig,
+        FailureConfig=FailureConfig,
+        run_settings={"sync_config": tune.SyncConfig(syncer=None)},
+    )

@@ -47,6 +47,14 @@ NESTED_KEYS = {
     "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
 }
 
+#: Settings that must be the same in runs that are compared, since another value is another task.
+PROTOCOL = (
+    "eval_args", "repeatable", "metrics", "topk", "valid_metric", "data_path", "benchmark_filename",
+    "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
+    "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
+    "val_interval", "rm_dup_inter",
+)  # fmt: skip
+
 #: What turns BPR's negative sampling on where nobody asked for another.
 BPR_NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 
@@ -251,27 +259,39 @@ class Config(RecBoleConfig):
             or dataset_file.is_file()
             or self.internal_config_dict["load_col"] != sample
         )
-        self._check_keys(model_class)
-
-    def _check_keys(self, model_class):
-        """Refuse keys of the user's layers that nothing reads; note those only other models do."""
         listed = {key for keys in self.parameters.values() for key in keys}
-        known = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
         own = _keys_model_reads(model_class)
-        known |= own or set()
+        self._model_is_unread = own is None  # its source could not be found
+        self._read_keys = (
+            set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
+        )
+        self._read_keys |= own or set()
+        self._check_keys()
+
+    def _check_keys(self):
+        """Refuse keys of the user's layers that nothing reads; note those only other models do."""
         for where, values in self._sources:
             for key, value in values.items():
-                if key not in known:
-                    hint = did_you_mean(key, known)
-                    if own is not None and key not in _keys_of_other_models():
-                        raise ConfigError(f"{where}: unknown key {key!r}{hint}")
-                    name = model_class.__name__
-                    self.notes.append(f"{where}: {name} does not read {key!r}{hint}")
+                problem = self.unread_key(key)
+                if problem is not None and problem.startswith("unknown"):
+                    raise ConfigError(f"{where}: {problem}")
+                if problem is not None:
+                    self.notes.append(f"{where}: {problem}")
                 if key in NESTED_KEYS and isinstance(value, dict):
                     for nested in value:
                         if nested not in NESTED_KEYS[key]:
                             hint = did_you_mean(nested, NESTED_KEYS[key])
                             raise ConfigError(f"{where}: unknown key {nested!r} in {key}{hint}")
+
+    def unread_key(self, key: str) -> str | None:
+        """Say that nothing reads ``key``, or that only other models do, with the nearest key that
+        is read; None where it is read."""
+        if key in self._read_keys:
+            return None
+        hint = did_you_mean(key, self._read_keys)
+        if not self._model_is_unread and key not in _keys_of_other_models():
+            return f"unknown key {key!r}{hint}"
+        return f"{self.model} does not read {key!r}{hint}"
 
     def _get_final_config_dict(self):
         for key, value in self.external_config_dict.items():

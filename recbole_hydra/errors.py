@@ -31,3 +31,13 @@ class TrainingError(RecBoleHydraError):
 
 class ComparisonError(RecBoleHydraError):
     """A comparison that cannot be made, or whose folder is taken."""
+
+
+class TuneError(RecBoleHydraError):
+    """A sweep that cannot be made, or whose folder is taken."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its class and its message."""
+    line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

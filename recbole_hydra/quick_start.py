@@ -12,29 +12,28 @@ from recbole.utils import get_environment, get_flops, init_logger, init_seed, se
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import boolean
 from recbole_hydra.config import Config
-from recbole_hydra.data import Vocabulary, create_dataset, split_dataset, user_histories
+from recbole_hydra.data import PreparedData, Vocabulary, make_loaders, prepare_data
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
-from recbole_hydra.trainer import get_trainer
+from recbole_hydra.trainer import LAST, get_trainer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Run:
-    """A run that is over, as it stands in memory.
+    """A run that was trained, as it stands in memory.
 
     Attributes:
         config: its :class:`~recbole_hydra.config.Config`.
-        dataset: RecBole's dataset, all of it, as splitting left it.
-        histories: :func:`~recbole_hydra.data.user_histories` of it.
+        data: its :class:`~recbole_hydra.data.dataset.PreparedData`.
         loaders: train, validation and test data.
-        trainer: the trainer; ``trainer.model`` is the model that was tested.
-        result: what :func:`run_recbole_hydra` returns.
+        trainer: the trainer; ``trainer.model`` is the model.
+        result: what :func:`run_recbole_hydra` returns; of the test set only once
+            :func:`read_test_set` has read it.
     """
 
     config: Config
-    dataset: object
-    histories: dict
+    data: PreparedData
     loaders: tuple
     trainer: object
     result: dict
@@ -59,8 +58,8 @@ def run_recbole_hydra(
         saved: write checkpoints and test the best epoch; without, the last epoch is tested.
         resume: the ``.last.pth`` of a run that was killed. Its settings are taken from there; those
             given here go over them, as ``epochs``, and are logged.
-        on_epoch: called after every evaluation on validation with that epoch's entry of
-            ``history``.
+        on_epoch: called after every evaluation on validation, once the epoch is saved, with its
+            entry of ``history``.
 
     Returns:
         RecBole's result (``best_valid_score``, ``valid_score_bigger``, ``best_valid_result``,
@@ -73,10 +72,18 @@ def run_recbole_hydra(
         RecBoleHydraError: bad input, in one line; see :mod:`recbole_hydra.errors`.
     """
     layers = (config_file_list, config_dict)
-    return train_and_test(model, dataset, *layers, saved, resume, argv, on_epoch).result
+    run = train(model, dataset, *layers, saved, resume, argv, on_epoch)
+    result = read_test_set(run)
+    root_logger = logging.getLogger()
+    environment = get_environment(run.config).draw()
+    root_logger.info(f"The running environment of this training is as follows:\n{environment}")
+    for key, words in (("best_valid_result", "best valid "), ("test_result", "test result")):
+        root_logger.info(set_color(words, "yellow") + f": {result[key]}")
+    root_logger.info("\n" + result_table(run.config, result))
+    return result
 
 
-def train_and_test(
+def train(
     model=None,
     dataset=None,
     config_file_list=None,
@@ -85,8 +92,17 @@ def train_and_test(
     resume=None,
     argv=(),
     on_epoch=None,
+    load_data=prepare_data,
 ) -> Run:
-    """:func:`run_recbole_hydra`, which returns all that is left in memory."""
+    """The part of :func:`run_recbole_hydra` before the test set is read.
+
+    Args:
+        load_data: takes the Config and returns its
+            :class:`~recbole_hydra.data.dataset.PreparedData`.
+
+    Returns:
+        The run; ``test_result`` and ``test_seconds`` are missing in its result.
+    """
     start = time.perf_counter()
     boolean("saved", saved)
     layers = (config_file_list, config_dict, argv)
@@ -102,55 +118,79 @@ def train_and_test(
     init_seed(config["seed"], config["reproducibility"])
     _start_log(config)
 
-    full = create_dataset(config)
-    root_logger = logging.getLogger()
-    root_logger.info(full)
-    vocabulary, histories = checkpoint.vocabulary(full), user_histories(full)
+    data = load_data(config)
     if state is not None:
-        _check_vocabulary(state, vocabulary, resume)
-    train_data, valid_data, test_data = split_dataset(config, full)
+        _check_vocabulary(state, data.vocabulary, resume)
+    loaders = make_loaders(config, data)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    recommender = config.model_class(config, train_data._dataset).to(config["device"])
+    recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    root_logger = logging.getLogger()
     root_logger.info(recommender)
     transform = construct_transform(config)
-    flops = get_flops(recommender, full, config["device"], root_logger, transform)
+    flops = get_flops(recommender, data.dataset, config["device"], root_logger, transform)
     root_logger.info(set_color("FLOPs", "blue") + f": {flops}")
 
     trainer = get_trainer(config)(config, recommender)
     if hasattr(trainer, "describe_data"):
-        trainer.describe_data(vocabulary, histories)
+        trainer.describe_data(data.vocabulary, data.histories)
     trainer.on_epoch = on_epoch
     if state is not None:
         trainer.resume(resume, state)
     best_score, best_result = trainer.fit(
-        train_data, valid_data, saved=saved, show_progress=config["show_progress"]
+        *loaders[:2], saved=saved, show_progress=config["show_progress"]
     )
-    before_test = time.perf_counter()
-    test_result = trainer.evaluate(
-        test_data, load_best_model=saved, show_progress=config["show_progress"]
-    )
-
     history = getattr(trainer, "history", [])
     result = {
         "best_valid_score": best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,
-        "test_result": test_result,
         "wall_seconds": time.perf_counter() - start,
-        "test_seconds": time.perf_counter() - before_test,
         "epochs_run": len(history),
-        "parameters": count_parameters(recommender, full.item_num),
+        "parameters": count_parameters(recommender, data.dataset.item_num),
         "history": history,
         "best_checkpoint": str(trainer.saved_model_file) if saved else None,
         "last_checkpoint": getattr(trainer, "last_model_file", None) if saved else None,
     }
-    environment = get_environment(config).draw()
-    root_logger.info(f"The running environment of this training is as follows:\n{environment}")
-    root_logger.info(set_color("best valid ", "yellow") + f": {best_result}")
-    root_logger.info(set_color("test result", "yellow") + f": {test_result}")
-    root_logger.info("\n" + result_table(config, result))
-    return Run(config, full, histories, (train_data, valid_data, test_data), trainer, result)
+    return Run(config, data, loaders, trainer, result)
+
+
+def train_or_continue(checkpoint_dir, model, dataset, **settings) -> Run:
+    """:func:`train`, which continues the run that a kill left in ``checkpoint_dir``, if it did.
+
+    Args:
+        checkpoint_dir: the folder that the settings name as such; of this run alone.
+        settings: those of :func:`train`, without ``resume``.
+    """
+    folder = Path(checkpoint_dir)
+    started = sorted(folder.glob(f"*{LAST}"))
+    if started:
+        going_on = {key: settings[key] for key in ("on_epoch", "load_data") if key in settings}
+        try:
+            return train(resume=str(started[-1]), **going_on)
+        except CheckpointError as error:
+            # It was killed while it wrote its best epoch: start anew.
+            logger.warning("%s: %s", folder, error)
+    for path in folder.glob("*.pth"):
+        path.unlink()
+    return train(model, dataset, **settings)
+
+
+def read_test_set(run: Run) -> dict:
+    """Test a run: with its best epoch if it was saved, otherwise with its last.
+
+    Returns:
+        ``run.result``, which has ``test_result`` and ``test_seconds`` now.
+    """
+    start = time.perf_counter()
+    run.result["test_result"] = run.trainer.evaluate(
+        run.loaders[2],
+        load_best_model=run.result["best_checkpoint"] is not None,
+        show_progress=run.config["show_progress"],
+    )
+    run.result["test_seconds"] = time.perf_counter() - start
+    run.result["wall_seconds"] += run.result["test_seconds"]
+    return run.result
 
 
 def count_parameters(model, n_items: int) -> dict:
@@ -216,13 +256,14 @@ def load_model(path, model=None, device="cpu"):
     return recommender.to(device).eval()
 
 
-def load_data_and_model(path, model=None, config_dict=None):
+def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_data):
     """Make the data and the model of a checkpoint again, as RecBole's function of that name.
 
     Args:
         path: a checkpoint of recbole_hydra, best or last.
         model: the class, where it is neither ours nor RecBole's.
         config_dict: settings that go over the checkpoint's, such as ``data_path``.
+        load_data: as in :func:`train`.
 
     Returns:
         ``(config, model, dataset, train_data, valid_data, test_data)``; ``model`` is on
@@ -236,12 +277,12 @@ def load_data_and_model(path, model=None, config_dict=None):
     config = _config_of(state, path, model, config_dict=config_dict)
     init_seed(config["seed"], config["reproducibility"])
     _start_log(config)
-    dataset = create_dataset(config)
-    _check_vocabulary(state, checkpoint.vocabulary(dataset), path)
-    loaders = split_dataset(config, dataset)
+    data = load_data(config)
+    _check_vocabulary(state, data.vocabulary, path)
+    loaders = make_loaders(config, data)
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
     checkpoint.restore_model(recommender, state, path)
-    return config, recommender, dataset, *loaders
+    return config, recommender, data.dataset, *loaders
 
 
 def _config_of(

@@ -54,7 +54,8 @@ class ResumableTrainer:
     Attributes:
         history: one dict per epoch run: epoch, train_seconds, train_loss and, where it was
             evaluated, valid_seconds, valid_score and valid_result.
-        on_epoch: called with that dict after every evaluation, if it is not None.
+        on_epoch: called with that dict after every evaluation, once the epoch's checkpoints are
+            written, if it is not None.
     """
 
     def __init__(self, config, model):
@@ -115,14 +116,14 @@ class ResumableTrainer:
         )
         if not finished:
             super().fit(train_data, valid_data, verbose=verbose, saved=saved, **kwargs)
-            self._save_last()
+            self._end_epoch()
         return self.best_valid_score, self.best_valid_result
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
         if self._resumed_state is not None:
             self._restore_randomness(train_data)
         else:
-            self._save_last()
+            self._end_epoch()
         self._epoch, self._batch = epoch_idx, 0
         start = time.perf_counter()
         if isinstance(train_data, WindowLoader) and loss_func is None:
@@ -145,9 +146,15 @@ class ResumableTrainer:
             valid_score=float(score),
             valid_result=dict(result),
         )
-        if self.on_epoch is not None:
-            self.on_epoch(self.history[-1])
         return score, result
+
+    def _end_epoch(self):
+        """Save and report the epoch before, which RecBole's loop is now through with."""
+        if self._epoch is None:
+            return
+        self._save_last()
+        if self.on_epoch is not None and "valid_score" in self.history[-1]:
+            self.on_epoch(self.history[-1])
 
     def _check_nan(self, loss):
         self._batch += 1
@@ -179,7 +186,7 @@ class ResumableTrainer:
 
     def _save_last(self):
         """Write all that the next epoch depends on, once the epoch before it is over."""
-        if not self._saving or self._epoch is None:
+        if not self._saving:
             return
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return

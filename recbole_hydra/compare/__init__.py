@@ -2,7 +2,7 @@
 
 from recbole_hydra.checks import boolean
 from recbole_hydra.compare.comparison import Comparison
-from recbole_hydra.compare.plan import claim_folder, make_plan
+from recbole_hydra.compare.plan import FOLDER, make_plan
 from recbole_hydra.compare.runner import run_tasks
 
 __all__ = ["Comparison", "compare"]
@@ -62,7 +62,7 @@ def compare(
         boolean(name, value)
     layers = (config_file_list, model_config, config_dict, argv)
     plan = make_plan(models, datasets, seeds, output_dir, *layers, popularity)
-    claim_folder(plan, output_dir, resume)
+    FOLDER.claim(output_dir, plan.identity, resume)
     try:
         run_tasks(plan, show_progress)
     finally:

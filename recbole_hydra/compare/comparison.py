@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_hydra.compare import statistics
-from recbole_hydra.compare.plan import read_identity
+from recbole_hydra.compare.plan import FOLDER
 from recbole_hydra.compare.ranks import RANKINGS, metric
-from recbole_hydra.compare.runner import read_result
-from recbole_hydra.compare.worker import RANKS
+from recbole_hydra.compare.worker import RANKS, RESULT
 from recbole_hydra.errors import ComparisonError
+from recbole_hydra.output_folder import read_json
 
 
 class Comparison:
@@ -31,14 +31,14 @@ class Comparison:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.identity = read_identity(folder)
+        self.identity = FOLDER.read(folder)
         self.runs, self._ranks = [], {}
         for dataset in self.identity["datasets"]:
             for model in self.identity["models"]:
                 for seed in self.identity["seeds"]:
                     path = self.folder / "runs" / dataset / model / f"seed-{seed}"
                     run = {"dataset": dataset, "model": model, "seed": seed, "status": "not run"}
-                    run.update(read_result(path) or {})
+                    run.update(read_json(path / RESULT) or {})
                     self.runs.append(run)
                     if run["status"] == "ok":
                         self._ranks[dataset, model, seed] = _read_ranks(path / RANKS)

@@ -11,28 +11,18 @@ from recbole.utils import ModelType
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
 from recbole_hydra.compare.ranks import METRICS, fingerprint, left_out_targets
-from recbole_hydra.config import Config, parse_arguments
+from recbole_hydra.config import PROTOCOL, Config, parse_arguments
 from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import is_causal
+from recbole_hydra.output_folder import OutputFolder
 
 #: The popularity baseline, in every comparison unless it is switched off.
 POPULARITY = "Pop"
 
-#: The file that says whose results an output folder holds.
-PLAN = "comparison.json"
-
 #: A paired test needs some users to pair.
 FEWEST_USERS = 10
-
-#: Settings that must be the same in all runs on a dataset, since another value is another task.
-PROTOCOL = (
-    "eval_args", "repeatable", "metrics", "topk", "valid_metric", "data_path", "benchmark_filename",
-    "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
-    "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
-    "val_interval", "rm_dup_inter",
-)  # fmt: skip
 
 
 @dataclass
@@ -145,59 +135,6 @@ def make_plan(
         "fingerprints": fingerprints,
     }
     return Plan(json.loads(json.dumps(identity)), tasks)
-
-
-def claim_folder(plan: Plan, output_dir, resume: bool) -> None:
-    """Make ``output_dir`` this comparison's, or raise if it is not to be had.
-
-    Raises:
-        ComparisonError: it holds another comparison, other files, or results of this one without
-            ``resume``; it cannot be written; or there is nothing to resume.
-    """
-    folder = Path(output_dir)
-    file = folder / PLAN
-    if file.is_file():
-        other = read_identity(folder)
-        different = [key for key in plan.identity if plan.identity[key] != other.get(key)]
-        if different:
-            raise ComparisonError(
-                f"output_dir {folder}: holds another comparison ({_describe(other)}), which "
-                f"differs in {_difference(plan.identity, other, different)}; choose another folder"
-            )
-        if not resume:
-            raise ComparisonError(
-                f"output_dir {folder}: holds results of this comparison; continue it with "
-                "--resume=True, or choose another folder"
-            )
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise ComparisonError(
-            f"output_dir {folder}: holds files that are no comparison's; choose an empty or a new "
-            "folder"
-        )
-    if resume:
-        raise ComparisonError(f"output_dir {folder}: there is no comparison to resume")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(plan.identity, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise ComparisonError(
-            f"output_dir {folder}: cannot be written ({error.strerror}); choose another"
-        ) from error
-
-
-def read_identity(folder) -> dict:
-    """Read the ``comparison.json`` of a folder.
-
-    Raises:
-        ComparisonError: there is none, or it is damaged.
-    """
-    try:
-        return json.loads((Path(folder) / PLAN).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ComparisonError(f"{folder}: holds no comparison ({error.strerror})") from error
-    except ValueError as error:
-        raise ComparisonError(f"{folder}/{PLAN}: damaged ({error})") from error
 
 
 def task_as_json(task: Task) -> str:
@@ -345,3 +282,7 @@ def _difference(mine, other, keys) -> str:
                 if settings.get(key) != theirs.get(key):
                     return f"{key} of {model}: {theirs.get(key)!r} there, {settings.get(key)!r} now"
     return "settings"
+
+
+#: The folder of a comparison.
+FOLDER = OutputFolder("comparison", "comparison.json", ComparisonError, _describe, _difference)

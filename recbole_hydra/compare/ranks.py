@@ -128,9 +128,9 @@ def rank_targets(run, targets) -> pd.DataFrame:
         DatasetError: the run's test data lacks a user, or tests another item.
         TrainingError: a score is not a number.
     """
-    items, start = run.histories["items"], run.histories["start"]
-    uid, trainer = run.dataset.uid_field, run.trainer
-    position = torch.full((run.dataset.user_num,), -1)
+    items, start = run.data.histories["items"], run.data.histories["start"]
+    uid, trainer = run.data.dataset.uid_field, run.trainer
+    position = torch.full((run.data.dataset.user_num,), -1)
     position[torch.from_numpy(targets["user"].to_numpy())] = torch.arange(len(targets))
     expected = torch.from_numpy(targets["item"].to_numpy()).long()
     ranks = np.zeros((len(targets), 3), dtype=np.int64)
@@ -143,7 +143,7 @@ def rank_targets(run, targets) -> pd.DataFrame:
         at, users, row_of_target = at[known], users[known], row_of_target[known]
         target = target[known].cpu()
         if not torch.equal(target, expected[at]):
-            wrong = run.dataset.id2token(uid, int(users[target != expected[at]][0]))
+            wrong = run.data.dataset.id2token(uid, int(users[target != expected[at]][0]))
             raise DatasetError(f"user {wrong} is tested on another item than the last")
         scores = scores.cpu()[row_of_target]
         ranks[at.numpy(), 0], ranks[at.numpy(), 2] = _ranks(scores, target)
@@ -158,9 +158,9 @@ def rank_targets(run, targets) -> pd.DataFrame:
         ranks[at.numpy(), 1], _ = _ranks(scores, target)
     if (ranks[:, 0] == 0).any():
         missing = targets["user"].to_numpy()[ranks[:, 0] == 0]
-        user = run.dataset.id2token(uid, int(missing[0]))
+        user = run.data.dataset.id2token(uid, int(missing[0]))
         raise DatasetError(f"{len(missing)} test users have no row in the test data, as {user}")
-    users, names = _raw(run.dataset, targets)
+    users, names = _raw(run.data.dataset, targets)
     table = targets.assign(user=users.astype(str), item=names.astype(str))
     return table.assign(rank=ranks[:, 0], rank_masked=ranks[:, 1], ties=ranks[:, 2])
 

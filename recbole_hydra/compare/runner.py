@@ -9,18 +9,11 @@ from pathlib import Path
 
 import recbole_hydra
 from recbole_hydra.compare.plan import task_as_json
-from recbole_hydra.compare.worker import LOG, RESULT, write_result
+from recbole_hydra.compare.worker import LOG, RESULT
+from recbole_hydra.output_folder import read_json, write_json
 
 #: Seconds a run is given to end after it was told to.
 PATIENCE = 10
-
-
-def read_result(folder):
-    """The result of a run, or None where it is not over."""
-    try:
-        return json.loads((Path(folder) / RESULT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def run_tasks(plan, show_progress=True):
@@ -30,7 +23,12 @@ def run_tasks(plan, show_progress=True):
     """
     from tqdm import tqdm
 
-    open_tasks = [t for t in plan.tasks if (read_result(t.folder) or {}).get("status") != "ok"]
+    results = [read_json(Path(task.folder) / RESULT) or {} for task in plan.tasks]
+    open_tasks = [
+        task
+        for task, result in zip(plan.tasks, results, strict=True)
+        if result.get("status") != "ok"
+    ]
     with tqdm(
         total=len(plan.tasks),
         initial=len(plan.tasks) - len(open_tasks),
@@ -91,7 +89,7 @@ def run_task(task, on_event) -> dict:
                 process.stdin.close()
             except BrokenPipeError:
                 pass
-    result = read_result(folder)
+    result = read_json(folder / RESULT)
     if result is None:
         result = {
             "dataset": task.dataset,
@@ -100,7 +98,7 @@ def run_task(task, on_event) -> dict:
             "status": "failed",
             "error": _how_it_ended(process.returncode, folder),
         }
-        write_result(folder, result)
+        write_json(folder / RESULT, result)
     return result
 
 

@@ -14,6 +14,9 @@ import threading
 import traceback
 from pathlib import Path
 
+from recbole_hydra.errors import describe
+from recbole_hydra.output_folder import write_json
+
 #: The files of a run, in its folder. ``result.json`` is written last: with it, a run is over.
 RESULT, RANKS, SETTINGS, LOG = "result.json", "ranks.parquet", "settings.yaml", "log.txt"
 
@@ -34,17 +37,9 @@ def main():
         result = run(task, emit)
     except Exception as error:  # a failed run is a result, too
         traceback.print_exc()
-        line = " ".join(str(error).split()) or type(error).__name__
-        kind = type(error).__name__
-        result = {"status": "failed", "error": line if "Error" not in kind else f"{kind}: {line}"}
-    write_result(folder, {**{key: task[key] for key in ("dataset", "model", "seed")}, **result})
-
-
-def write_result(folder, result):
-    """Write ``result.json`` whole or not at all."""
-    temporary = Path(folder) / f".{RESULT}"
-    temporary.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    os.replace(temporary, Path(folder) / RESULT)
+        result = {"status": "failed", "error": describe(error)}
+    which = {key: task[key] for key in ("dataset", "model", "seed")}
+    write_json(folder / RESULT, {**which, **result})
 
 
 def _end_with_parent():
@@ -60,10 +55,9 @@ def run(task: dict, emit) -> dict:
 
     from recbole_hydra import __version__, checkpoint
     from recbole_hydra.compare.ranks import fingerprint, left_out_targets, rank_targets
-    from recbole_hydra.errors import CheckpointError
     from recbole_hydra.machine import machine, peak_memory
     from recbole_hydra.model import get_model
-    from recbole_hydra.quick_start import train_and_test
+    from recbole_hydra.quick_start import read_test_set, train_or_continue
 
     best = None
 
@@ -74,27 +68,19 @@ def run(task: dict, emit) -> dict:
 
     # Models without epochs, such as Pop, keep what cannot be checkpointed, and need no best epoch.
     saved = getattr(get_model(task["model"]), "type", None) != ModelType.TRADITIONAL
-    started = sorted(Path("checkpoints").glob("*.last.pth"))
-    done = None
-    if started:
-        try:
-            done = train_and_test(resume=str(started[-1]), on_epoch=on_epoch)
-        except CheckpointError:
-            traceback.print_exc()  # it was killed while it wrote its best epoch: start anew
-    if done is None:
-        for path in Path("checkpoints").glob("*.pth"):
-            path.unlink()
-        done = train_and_test(
-            task["model"],
-            task["dataset"],
-            task["config_files"],
-            task["settings"],
-            saved=saved,
-            argv=task["argv"],
-            on_epoch=on_epoch,
-        )
+    done = train_or_continue(
+        "checkpoints",
+        task["model"],
+        task["dataset"],
+        config_file_list=task["config_files"],
+        config_dict=task["settings"],
+        argv=task["argv"],
+        saved=saved,
+        on_epoch=on_epoch,
+    )
+    read_test_set(done)
     config, result = done.config, done.result
-    targets = left_out_targets(done.histories, done.dataset.item_num)
+    targets = left_out_targets(done.data.histories, done.data.dataset.item_num)
     ranks = rank_targets(done, targets)
     ranks.to_parquet(RANKS, index=False)
     settings = checkpoint.plain_settings(config)
@@ -113,7 +99,7 @@ def run(task: dict, emit) -> dict:
         "valid_metric": config["valid_metric"].lower(),
         "valid_result": dict(result["best_valid_result"] or {}),
         "test_result": dict(result["test_result"]),  # RecBole's own, of the ranking of all items
-        "fingerprint": fingerprint(done.dataset, targets),
+        "fingerprint": fingerprint(done.data.dataset, targets),
         "repeats": float(ranks["repeat"].mean()),
         "parameters": result["parameters"],
         "epochs": len(history),

@@ -1,6 +1,7 @@
 """Creating and splitting datasets through RecBole, with errors that say what is wrong."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType
 
+from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.targets import TargetDataset
@@ -42,6 +44,49 @@ def create_dataset(config):
     return dataset
 
 
+@dataclass
+class PreparedData:
+    """A dataset that is loaded and split, before settings of training make loaders of it.
+
+    Attributes:
+        dataset: RecBole's, as splitting left it.
+        vocabulary: :func:`~recbole_hydra.checkpoint.vocabulary` of it.
+        histories: :func:`user_histories` of it.
+        splits: the train, validation and test parts; None where RecBole reads ready-made loaders
+            (``dataloaders_save_path``).
+    """
+
+    dataset: object
+    vocabulary: dict
+    histories: dict
+    splits: list | None
+
+
+def prepare_data(config) -> PreparedData:
+    """Create the dataset that ``config`` names, and split it.
+
+    Raises:
+        DatasetError, ConfigError: as :func:`create_dataset` and :func:`split_dataset`.
+    """
+    dataset = create_dataset(config)
+    logging.getLogger().info(dataset)
+    vocabulary, histories = checkpoint.vocabulary(dataset), user_histories(dataset)
+    return PreparedData(dataset, vocabulary, histories, _build(config, dataset))
+
+
+def make_loaders(config, data: PreparedData) -> tuple:
+    """The loaders of ``data`` under the settings of ``config``; see :func:`split_dataset`."""
+    if config["training_mode"] == "autoregressive":
+        return _window_loaders(config, data.dataset, data.splits)
+    if data.splits is None:
+        return recbole.data.data_preparation(config, data.dataset)
+    data.dataset.build = lambda: data.splits  # RecBole's data_preparation splits by this method
+    try:
+        return recbole.data.data_preparation(config, data.dataset)
+    finally:
+        del data.dataset.build
+
+
 def split_dataset(config, dataset):
     """Split ``dataset`` and make its loaders, as RecBole's ``data_preparation``.
 
@@ -56,6 +101,11 @@ def split_dataset(config, dataset):
         DatasetError: no user has enough interactions to be split, or none is left to train on.
         ConfigError: a setting that ``training_mode: autoregressive`` cannot express.
     """
+    return make_loaders(config, PreparedData(dataset, {}, {}, _build(config, dataset)))
+
+
+def _build(config, dataset) -> list | None:
+    """Split ``dataset``, in place, as RecBole's ``build``."""
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
@@ -68,13 +118,20 @@ def split_dataset(config, dataset):
                 f"interaction out for validation and one for test takes a user with {needed} "
                 f"interactions, the longest has {longest}"
             )
-    if config["training_mode"] == "autoregressive":
-        return _split_into_windows(config, dataset)
-    return recbole.data.data_preparation(config, dataset)
+    if config["training_mode"] != "autoregressive":
+        return None if config["dataloaders_save_path"] else dataset.build()
+    _check_windows_fit(config)
+    splits = TargetDataset.adopt(dataset, whole_histories=config["carry_state"]).build()
+    if len(splits[0]) == 0:
+        raise DatasetError(
+            f"dataset {config['dataset']}: eval_args {config['eval_args']['split']} leaves no "
+            "interaction to train on"
+        )
+    return splits
 
 
-def _split_into_windows(config, dataset):
-    """RecBole's ``data_preparation`` on a :class:`TargetDataset`."""
+def _check_windows_fit(config):
+    """Raise ConfigError for what ``training_mode: autoregressive`` cannot express."""
     remedy = "set training_mode: augmentation, or remove it"
     if config["benchmark_filename"]:
         raise ConfigError(
@@ -90,13 +147,10 @@ def _split_into_windows(config, dataset):
             raise ConfigError(
                 f"{key}: training_mode autoregressive builds its loaders anew, in seconds; {remedy}"
             )
-    dataset = TargetDataset.adopt(dataset, whole_histories=config["carry_state"])
-    splits = dataset.build()
-    if len(splits[0]) == 0:
-        raise DatasetError(
-            f"dataset {config['dataset']}: eval_args {config['eval_args']['split']} leaves no "
-            "interaction to train on"
-        )
+
+
+def _window_loaders(config, dataset, splits):
+    """The loaders of RecBole's ``data_preparation`` on the splits of a :class:`TargetDataset`."""
     samplers = create_samplers(config, dataset, splits)
     loaders = [WindowLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])]
     for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):

@@ -1,0 +1,192 @@
+"""Ray Tune sweeps: trials that report every evaluation, stop early when they are hopeless, survive
+a kill, and never see the test set."""
+
+import os
+from pathlib import Path
+
+from recbole_hydra.checks import boolean
+from recbole_hydra.errors import RecBoleHydraError, TuneError
+from recbole_hydra.output_folder import write_json
+from recbole_hydra.tune.plan import FOLDER, make_plan, read_trials
+from recbole_hydra.tune.sweep import SETTINGS, Sweep
+
+__all__ = ["Sweep", "tune"]
+
+#: How often a trial is started again whose process died, as with its node.
+MAX_FAILURES = 3
+
+
+def tune(
+    model,
+    dataset,
+    space=None,
+    output_dir="sweep",
+    num_samples=None,
+    search="random",
+    scheduler="asha",
+    grace_period=None,
+    reduction_factor=None,
+    max_concurrent=None,
+    cpus_per_trial=None,
+    gpus_per_trial=None,
+    ray_address=None,
+    resume=False,
+    config_file_list=None,
+    config_dict=None,
+    argv=(),
+    show_progress=True,
+) -> Sweep:
+    """Search the hyperparameters of a model on a dataset, on validation; test the best once.
+
+    After a kill, or Ctrl-C, the same call with ``resume`` continues: trials that are over are kept,
+    the others go on at the epoch they had reached. A trial that fails, or whose score is not a
+    number, is written down, and the others go on.
+
+    Args:
+        model: name or class; dataset: name.
+        space: what is searched, see :func:`~recbole_hydra.tune.space.read_space`; by default our
+            yaml for the model.
+        output_dir: where trials and results go; new or empty, unless ``resume``; with several
+            machines, on a file system they share.
+        num_samples: how many configurations are tried: 20 by default, with ``search="grid"`` all.
+        search: ``"random"``, ``"grid"``, or ``"optuna"`` (tree-structured Parzen estimator).
+        scheduler: ``"asha"`` (asynchronous successive halving, arXiv 1810.05934) stops trials
+            whose best score is not among the best ``1 / reduction_factor`` of those that came as
+            far, at ``grace_period`` epochs (3 by default, with ``reduction_factor`` 3) and its
+            multiples by powers of ``reduction_factor``; ``"none"`` stops none.
+        max_concurrent, cpus_per_trial, gpus_per_trial: see
+            :func:`~recbole_hydra.tune.cluster.share_out`.
+        ray_address: see :func:`~recbole_hydra.tune.cluster.connection`.
+        resume: continue what ``output_dir`` holds of this sweep; ``num_samples`` and the shares of
+            the machine may be others.
+        config_file_list, config_dict, argv: settings of all trials; see
+            :class:`~recbole_hydra.config.Config`. ``epochs`` is the most that a trial trains,
+            ``valid_metric`` what chooses.
+        show_progress: a table of the trials, on stderr.
+
+    Returns:
+        The :class:`Sweep`; its folder has ``best.yaml``, ``trials.csv`` and ``sweep.png``.
+
+    Raises:
+        TuneError: a space that is empty, contradictory, or names a key that the model does not
+            read; settings that trials cannot differ in; an address where no cluster answers; an
+            ``output_dir`` that holds something else; or no trial came to a score.
+        ConfigError, DatasetError: what :class:`~recbole_hydra.config.Config` and the data refuse,
+            a ``valid_metric`` that is not computed included.
+        KeyboardInterrupt: after the table of what is over is written.
+    """
+    boolean("resume", resume)
+    boolean("show_progress", show_progress)
+    plan = make_plan(
+        model, dataset, space, num_samples, search, scheduler, grace_period, reduction_factor,
+        config_file_list, config_dict, argv,
+    )  # fmt: skip
+    folder = Path(output_dir).absolute()
+    FOLDER.check(folder, plan.identity, resume)
+    # Ray is imported where it is needed, so that bad input is refused at once.
+    from recbole_hydra.tune.cluster import connection, nodes, share_out
+
+    with connection(ray_address):
+        shares = share_out(
+            nodes(), plan.number, max_concurrent, cpus_per_trial, gpus_per_trial,
+            plan.base["use_gpu"],
+        )  # fmt: skip
+        job = _start_job(plan, folder, threads=shares[1])
+        FOLDER.claim(folder, plan.identity, resume)
+        write_json(folder / SETTINGS, plan.settings)
+        _run_trials(plan, job, shares, show_progress)
+        sweep = Sweep(folder)
+        if any(trial["status"] == "interrupted" for trial in sweep.trials) or (
+            len(sweep.trials) < plan.number
+        ):
+            sweep.write()
+            raise KeyboardInterrupt
+        if sweep.best is None:
+            sweep.write()
+            first = sweep.trials[0]
+            raise TuneError(
+                f"no trial came to a validation score; the first failed with {first['error']}"
+            )
+        if sweep.test_result is None:
+            sweep.add_test_result(_test(job, sweep.best, shares))
+    sweep.write()
+    return sweep
+
+
+def _start_job(plan, folder, threads):
+    """Start the actor that builds datasets, and have it build the first, which checks the data."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from recbole_hydra.tune.datasets import Datasets
+    from recbole_hydra.tune.trial import Job
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor = ray.remote(num_cpus=0)(Datasets).options(scheduling_strategy=here).remote()
+    params = plan.configurations[0] if plan.configurations else {}
+    try:
+        ray.get(actor.get.remote(plan.model, plan.dataset, plan.trial_settings(params)))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RecBoleHydraError):
+            raise error.cause from None
+        raise
+    return Job(str(folder), plan.model, plan.dataset, plan.settings, threads, actor)
+
+
+def _run_trials(plan, job, shares, show_progress):
+    """Run what is not over; returns when all is, or after an interruption."""
+    from ray import tune as ray_tune
+
+    from recbole_hydra import compat
+    from recbole_hydra.tune.progress import Bookkeeper, LiveTable
+    from recbole_hydra.tune.search import TrialSource, make_scheduler
+    from recbole_hydra.tune.trial import run_trial
+
+    trials = read_trials(job.folder)
+    source = TrialSource(plan, job.folder, trials)
+    if len(source) == 0:
+        return
+    concurrent, cpus, gpus = shares
+    callbacks = [Bookkeeper(job.folder, plan.base["epochs"])]
+    if show_progress:
+        metric, larger = plan.identity["valid_metric"], plan.mode == "max"
+        callbacks.append(LiveTable(job.folder, plan.number, metric, larger))
+    # Our table is the output; and Ray prepares as many trials as may run, not one at a time.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
+    api = compat.ray_tune()
+    trainable = ray_tune.with_parameters(run_trial, job=job)
+    ray_tune.Tuner(
+        ray_tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
+        tune_config=ray_tune.TuneConfig(
+            search_alg=source,
+            scheduler=make_scheduler(plan, trials),
+            num_samples=len(source),
+            max_concurrent_trials=concurrent,
+            reuse_actors=False,  # the memory of a trial ends with it
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=api.RunConfig(
+            storage_path=str(Path(job.folder) / "ray"),
+            failure_config=api.FailureConfig(max_failures=MAX_FAILURES),
+            callbacks=callbacks,
+            verbose=0,
+            **api.run_settings,
+        ),
+    ).fit()
+
+
+def _name(trial) -> str:
+    return f"trial-{trial.config['number']:04d}"
+
+
+def _test(job, best, shares) -> dict:
+    """The one look at the test set, with the resources of a trial."""
+    import ray
+
+    from recbole_hydra.tune.trial import final_test
+
+    _, cpus, gpus = shares
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus)(final_test)
+    return ray.get(task.remote(job, best["number"], best["params"]))

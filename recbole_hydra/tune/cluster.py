@@ -1,0 +1,140 @@
+"""The connection to Ray, and how its CPUs and GPUs are shared out among trials."""
+
+import contextlib
+import logging
+import os
+import socket
+from fractions import Fraction
+
+from recbole_hydra.checks import positive_int, positive_number
+from recbole_hydra.errors import TuneError, describe
+
+#: Seconds that an address is given to answer.
+PATIENCE = 5
+
+
+@contextlib.contextmanager
+def connection(address=None):
+    """Connect to Ray for the time of a ``with`` block.
+
+    A process that is connected already stays so, and stays connected afterwards.
+
+    Args:
+        address: of a running cluster, ``HOST:PORT``, ``ray://HOST:PORT`` or ``"auto"`` for the one
+            that this machine is a node of; None starts Ray on this machine alone, unless the
+            environment variable RAY_ADDRESS names a cluster.
+
+    Raises:
+        TuneError: nothing answers there, or Ray cannot start.
+    """
+    import ray
+
+    if ray.is_initialized():
+        if address is not None:
+            raise TuneError(
+                f"ray_address: {address}, but this process is connected to Ray already; leave it "
+                "out, or call ray.shutdown() first"
+            )
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    settings = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        # What starts here must not phone home, unless the user has said so.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        settings["include_dashboard"] = False
+    elif address != "auto":
+        _knock(address)
+    try:
+        ray.init(**settings)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError, by kind and version
+        raise TuneError(
+            f"ray_address: no connection to {address} ({describe(error)[:300]}); start a cluster "
+            "with `ray start --head`, or leave ray_address out to use this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address):
+    """Raise TuneError within seconds where nothing listens; Ray itself tries for a minute."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        raise TuneError(f"ray_address: expected HOST:PORT or auto, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TuneError(
+            f"ray_address: nothing answers at {address} ({reason}); check that the cluster is up "
+            "and the port is that of its head node"
+        ) from error
+
+
+def nodes() -> list[dict]:
+    """The resources of every living node, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def share_out(nodes, number, max_concurrent, cpus_per_trial, gpus_per_trial, use_gpu=True) -> tuple:
+    """Decide how many trials run at a time, and what each gets.
+
+    Args:
+        nodes: those of :func:`nodes`.
+        number: how many trials there are.
+        max_concurrent: how many may run at a time; by default one per GPU or, without any, one per
+            two CPUs.
+        cpus_per_trial, gpus_per_trial: by default the largest share with which ``max_concurrent``
+            trials fit: of CPUs a whole number, of GPUs one or a whole part of one.
+        use_gpu: whether trials may use GPUs at all.
+
+    Returns:
+        ``(trials at a time, CPUs of each, GPUs of each)``. Trials at a time are fewer than
+        ``max_concurrent`` where the CPUs do not suffice.
+
+    Raises:
+        TuneError: a share that no node can give.
+    """
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = [node.get("GPU", 0) if use_gpu else 0 for node in nodes]
+    if max_concurrent is not None:
+        positive_int("max_concurrent", max_concurrent)
+    wanted = min(max_concurrent or int(sum(gpus)) or max(sum(cpus) // 2, 1), number)
+    if gpus_per_trial is None:
+        gpus_per_trial = 0
+        if sum(gpus) > 0:
+            parts = 1
+            while sum(int(count * parts) for count in gpus) < wanted:
+                parts += 1
+            gpus_per_trial = float(Fraction(1, parts))
+    elif gpus_per_trial != 0:
+        positive_number("gpus_per_trial", gpus_per_trial)
+    if cpus_per_trial is None:
+        cpus_per_trial = next(
+            (
+                share
+                for share in range(max(cpus), 0, -1)
+                if _places(cpus, gpus, share, gpus_per_trial) >= wanted
+            ),
+            1,
+        )
+    positive_int("cpus_per_trial", cpus_per_trial)
+    places = _places(cpus, gpus, cpus_per_trial, gpus_per_trial)
+    if places == 0:
+        raise TuneError(
+            f"cpus_per_trial, gpus_per_trial: no node has {cpus_per_trial} CPUs and "
+            f"{gpus_per_trial:g} GPUs; the largest have {max(cpus)} CPUs, {max(gpus):g} GPUs"
+        )
+    return min(wanted, places), cpus_per_trial, gpus_per_trial
+
+
+def _places(cpus, gpus, cpu_share, gpu_share) -> int:
+    """How many trials find room."""
+    return sum(
+        min(cpu // cpu_share, int(gpu / gpu_share + 1e-9) if gpu_share else cpu)
+        for cpu, gpu in zip(cpus, gpus, strict=True)
+    )

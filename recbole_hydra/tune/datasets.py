@@ -1,0 +1,75 @@
+"""One place that builds datasets for all trials of a sweep."""
+
+import json
+
+from recbole.utils.argument_list import dataset_arguments
+
+from recbole_hydra.config import Config
+from recbole_hydra.data import prepare_data
+
+#: The settings that decide what a dataset and its split are. RecBole's own list is of the dataset.
+DECISIVE = (
+    *dataset_arguments, "data_path", "seed", "repeatable", "eval_args", "training_mode",
+    "carry_state",
+)  # fmt: skip
+
+
+class Datasets:
+    """Builds each dataset of a sweep once, whatever the number of its trials.
+
+    It runs as a Ray actor on the node of the driver, so that the data need be nowhere else. What it
+    builds lies in Ray's object store: a node fetches it once, and its trials read it there. Trials
+    that differ in settings of the data, as ``MAX_ITEM_LIST_LENGTH``, get datasets of their own.
+
+    Attributes:
+        built: how many datasets were built.
+    """
+
+    def __init__(self):
+        self.built = 0
+        self._references = {}
+
+    def get(self, model, dataset: str, settings: dict) -> list:
+        """Build a dataset, or find it.
+
+        Args:
+            model, dataset, settings: those of a trial's Config.
+
+        Returns:
+            A list of one reference to the :class:`~recbole_hydra.data.dataset.PreparedData`; in a
+            list, Ray leaves it a reference.
+
+        Raises:
+            DatasetError, ConfigError: what the Config and the data refuse.
+        """
+        import ray
+
+        config = Config(model, dataset, config_dict=settings)
+        key = json.dumps([config[name] for name in DECISIVE], default=str)
+        if key not in self._references:
+            self._references[key] = ray.put(prepare_data(config))
+            self.built += 1
+        return [self._references[key]]
+
+    def count(self) -> int:
+        """Return :attr:`built`."""
+        return self.built
+
+
+def loader_of(datasets, model, dataset: str, settings: dict):
+    """A ``load_data`` for :func:`~recbole_hydra.quick_start.train` that asks the actor.
+
+    Args:
+        datasets: the handle of the :class:`Datasets` actor.
+        model, dataset, settings: those of the trial.
+    """
+    import ray
+
+    def load(config):
+        (reference,) = ray.get(datasets.get.remote(model, dataset, settings))
+        data = ray.get(reference)
+        for part in (data.dataset, *(data.splits or [])):
+            part.config = config
+        return data
+
+    return load

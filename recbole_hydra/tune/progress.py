@@ -1,0 +1,168 @@
+"""What the driver does while trials run: it writes down how they end, and shows a table."""
+
+import shutil
+import sys
+import time
+
+from ray.tune import Callback
+from tabulate import tabulate
+
+from recbole_hydra.output_folder import read_json, write_json
+from recbole_hydra.trainer import LAST
+from recbole_hydra.tune.plan import OUTCOME, read_trials, trial_folder
+from recbole_hydra.tune.trial import SCORE, TIME, best_entry
+
+#: Seconds between two lines of progress where the output is no terminal.
+PERIOD = 60
+
+
+class Bookkeeper(Callback):
+    """Writes the outcome of trials that cannot do it themselves: those that were stopped, and those
+    whose process died.
+
+    Args:
+        folder: the sweep's output folder.
+        epochs: the most that a trial trains.
+    """
+
+    def __init__(self, folder, epochs: int):
+        self.folder, self.epochs = folder, epochs
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        own = trial_folder(self.folder, trial.config["number"])
+        if read_json(own / OUTCOME) is None:
+            over = trial.last_result.get(TIME, 0) >= self.epochs
+            write_json(own / OUTCOME, {"status": "finished" if over else "stopped"})
+        for path in own.glob(f"checkpoints/*{LAST}"):  # nothing will go on from there
+            path.unlink()
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        own = trial_folder(self.folder, trial.config["number"])
+        if read_json(own / OUTCOME) is None:
+            error = (
+                "its process ended, and those after it (killed for lack of memory, or their nodes "
+                "were lost)"
+            )
+            write_json(own / OUTCOME, {"status": "failed", "error": error})
+
+
+class LiveTable(Callback):
+    """A table of the trials: on a terminal redrawn in place, elsewhere a line when a trial ends,
+    and one every minute.
+
+    Args:
+        folder: the sweep's output folder.
+        total: how many trials there will be.
+        metric: the name of the validation metric.
+        larger: whether a larger score is better.
+        stream: where it is shown.
+    """
+
+    def __init__(self, folder, total: int, metric: str, larger: bool, stream=None):
+        self.folder, self.total, self.metric, self.larger = folder, total, metric, larger
+        self.stream = sys.stderr if stream is None else stream
+        self.rows = {}
+        for trial in read_trials(folder):
+            if trial["status"] != "interrupted":
+                self.rows[trial["number"]] = _row(trial, self.larger)
+        self.started, self.shown, self.last = time.monotonic(), 0, time.monotonic()
+
+    def on_trial_start(self, iteration, trials, trial, **info):
+        row = {"params": trial.config["params"], "status": "running"}
+        self.rows[trial.config["number"]] = row
+        self._show()
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        row = self.rows[trial.config["number"]]
+        row.update(epoch=result[TIME], score=result["score"], best=result[SCORE])
+        row["seconds"] = result["seconds"]
+        self._show()
+
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        self._end(trial.config["number"])
+
+    def on_trial_error(self, iteration, trials, trial, **info):
+        self._end(trial.config["number"])
+
+    def on_experiment_end(self, trials, **info):
+        self._show(force=True)
+
+    def _end(self, number):
+        outcome = read_json(trial_folder(self.folder, number) / OUTCOME) or {}
+        self.rows[number].update(outcome)
+        if not self.stream.isatty():
+            row = self.rows[number]
+            best = f", best {row['best']:.4f}" if "best" in row else ""
+            error = f": {row['error']}" if "error" in row else ""
+            epochs = f" after epoch {row['epoch']}" if "epoch" in row else ""
+            self._print(f"trial {number} {row['status']}{epochs}{best}{error}; {self._summary()}")
+        self._show()
+
+    def _summary(self) -> str:
+        states = [row["status"] for row in self.rows.values()]
+        counts = [
+            f"{states.count(state)} {state}"
+            for state in ("running", "finished", "stopped", "failed")
+            if state in states
+        ]
+        over = len(states) - states.count("running")
+        scored = [(row["best"], number) for number, row in self.rows.items() if "best" in row]
+        best = (max if self.larger else min)(scored, default=None)
+        words = f"best {self.metric} {best[0]:.4f} in trial {best[1]}, " if best else ""
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{over} of {self.total} over ({', '.join(counts)}), {words}{minutes}:{seconds:02}"
+
+    def _show(self, force=False):
+        now = time.monotonic()
+        if not self.stream.isatty():
+            if force or now - self.last >= PERIOD:
+                self.last = now
+                self._print(self._summary())
+            return
+        if not force and now - self.last < 0.2:
+            return
+        self.last = now
+        size = shutil.get_terminal_size()
+        lines = [line[: size.columns - 1] for line in self._table(size.lines - 5)]
+        # Back to the first line of the table that stands there, and write over it.
+        back = f"\x1b[{self.shown}F" if self.shown else ""
+        self.stream.write(back + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        self.stream.flush()
+        self.shown = len(lines)
+
+    def _table(self, room: int) -> list[str]:
+        """The summary, and the rows there is room for: those that run, then the best."""
+        sign = -1 if self.larger else 1
+
+        def place(item):
+            row = item[1]
+            return row["status"] != "running", sign * row.get("best", -sign * float("inf"))
+
+        rows = [
+            {
+                "trial": number,
+                "status": row["status"],
+                "epoch": row.get("epoch"),
+                self.metric: row.get("score"),
+                "best": row.get("best"),
+                "s": row.get("seconds"),
+                **row["params"],
+            }
+            for number, row in sorted(self.rows.items(), key=place)[: max(room, 3)]
+        ]
+        table = tabulate(rows, headers="keys", floatfmt=".4g", tablefmt="simple")
+        return [self._summary(), *table.splitlines()]
+
+    def _print(self, line):
+        print(line, file=self.stream, flush=True)
+
+
+def _row(trial, larger) -> dict:
+    row = {"params": trial["params"], "status": trial["status"]}
+    if "error" in trial:
+        row["error"] = trial["error"]
+    if trial["history"]:
+        last = trial["history"][-1]
+        best = best_entry(trial["history"], larger)["score"]
+        row.update(epoch=last["epoch"], score=last["score"], best=best, seconds=last["seconds"])
+    return row

@@ -1,0 +1,107 @@
+"""What Ray Tune asks which configuration is next, and whether a trial goes on."""
+
+from types import SimpleNamespace
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import Searcher
+
+from recbole_hydra.errors import TuneError
+from recbole_hydra.tune.plan import Plan, write_params
+from recbole_hydra.tune.trial import SCORE, TIME, best_entry
+
+
+class TrialSource(Searcher):
+    """Hands out numbered trials, ``{"number": ..., "params": ...}``: those a killed sweep had
+    begun, then the plan's or, with Optuna, what it proposes after the results so far.
+
+    Args:
+        plan: the sweep.
+        folder: its output folder, where a trial is written down before it begins.
+        trials: those of :func:`~.plan.read_trials`, of the sweep that is resumed.
+    """
+
+    def __init__(self, plan: Plan, folder, trials: list):
+        super().__init__(metric=SCORE, mode=plan.mode)
+        self.space, self.folder = plan.space, folder
+        self.begun = [(t["number"], t["params"]) for t in trials if t["status"] == "interrupted"]
+        known = {trial["number"] for trial in trials}
+        self.fresh = [number for number in range(plan.number) if number not in known]
+        self.configurations = plan.configurations
+        self.optuna = None if plan.configurations else _optuna(plan, trials)
+        self._resumed = {}  # params by Ray's id of a trial that Optuna has not proposed here
+
+    def __len__(self):
+        return len(self.begun) + len(self.fresh)
+
+    def suggest(self, trial_id: str):
+        """Return the next trial; Ray's method."""
+        if self.begun:
+            number, params = self.begun.pop(0)
+            self._resumed[trial_id] = params
+        elif not self.fresh:
+            return Searcher.FINISHED
+        else:
+            if self.optuna is None:
+                params = self.configurations[self.fresh[0]]
+            else:
+                params = self.space.decode(self.optuna.suggest(trial_id))
+            number = self.fresh.pop(0)
+        write_params(self.folder, number, params)
+        return {"number": number, "params": params}
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        """Tell Optuna how a trial ended; Ray's method."""
+        if self.optuna is None:
+            return
+        if trial_id not in self._resumed:
+            self.optuna.on_trial_complete(trial_id, result, error)
+        elif result and SCORE in result:
+            values = self.space.encode(self._resumed[trial_id])
+            self.optuna.add_evaluated_point(values, result[SCORE])
+
+    def save(self, checkpoint_path):
+        """Nothing: the folder of the sweep has it all. Ray's method, which moves a file."""
+        open(checkpoint_path, "w").close()
+
+    def restore(self, checkpoint_path):
+        """Nothing; see :meth:`save`."""
+
+
+def _optuna(plan, trials):
+    """Optuna's sampler through Ray, with the trials that are over as its observations."""
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise TuneError("search: optuna is not installed; pip install optuna") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    space = OptunaSearch.convert_search_space(plan.space.domains())
+    search = OptunaSearch(space=space, metric=SCORE, mode=plan.mode, seed=plan.seed)
+    for trial in trials:
+        if trial["status"] in ("finished", "stopped") and trial["history"]:
+            score = best_entry(trial["history"], plan.mode == "max")["score"]
+            search.add_evaluated_point(plan.space.encode(trial["params"]), score)
+    return search
+
+
+def make_scheduler(plan: Plan, trials: list):
+    """ASHA, or none, knowing what the trials of a resumed sweep that are over had reported.
+
+    Ray restores a sweep without its scheduler's memory: trials would then be stopped, or not, by
+    comparison with later ones alone.
+    """
+    settings = plan.identity["scheduler"]
+    if settings is None:
+        return FIFOScheduler()
+    scheduler = ASHAScheduler(time_attr=TIME, metric=SCORE, mode=plan.mode, **settings)
+    for trial in trials:
+        if trial["status"] == "interrupted":
+            continue  # it will report again itself
+        past = SimpleNamespace(trial_id=f"past-{trial['number']}")
+        scheduler.on_trial_add(None, past)
+        for number in range(1, len(trial["history"]) + 1):
+            reported = trial["history"][:number]
+            best = best_entry(reported, plan.mode == "max")["score"]
+            scheduler.on_trial_result(None, past, {TIME: reported[-1]["epoch"], SCORE: best})
+        scheduler.on_trial_remove(None, past)
+    return scheduler

@@ -1,0 +1,196 @@
+"""One trial of a sweep, and the test of the best one, as they run in a worker of Ray."""
+
+import math
+import os
+import platform
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from recbole_hydra.errors import TrainingError, TuneError, describe
+from recbole_hydra.output_folder import read_json, write_json
+from recbole_hydra.tune.plan import FOLDER, OUTCOME, PROGRESS, trial_folder
+
+#: What a trial's libraries print.
+LOG = "log.txt"
+
+#: What schedulers and searchers look at: the best validation score so far, since the best epoch is
+#: the one that a trial is chosen by.
+SCORE, TIME = "best_score", "epoch"
+
+
+@dataclass
+class Job:
+    """What all trials of a sweep have in common.
+
+    Attributes:
+        folder: the sweep's output folder, absolute, on a file system that all nodes see.
+        model, dataset, settings: see :class:`~.plan.Plan`.
+        threads: CPU threads of a trial.
+        datasets: the handle of the :class:`~.datasets.Datasets` actor.
+    """
+
+    folder: str
+    model: object
+    dataset: str
+    settings: dict
+    threads: int
+    datasets: object
+
+
+def run_trial(config: dict, job: Job) -> None:
+    """Ray's trainable: train one configuration, reporting every evaluation.
+
+    Args:
+        config: the trial's ``number`` and its ``params``.
+
+    Raises:
+        TuneError: the sweep's folder cannot be seen from this node.
+        Exception: what training raised; it is written down first.
+    """
+    import ray
+
+    from recbole_hydra.compat import ray_tune
+    from recbole_hydra.tune.datasets import loader_of
+
+    if not (Path(job.folder) / FOLDER.file).is_file():
+        raise TuneError(
+            f"output_dir {job.folder}: node {platform.node()} does not see it; choose a folder on "
+            "a file system that all nodes share"
+        )
+    own = trial_folder(job.folder, config["number"])
+    outcome = read_json(own / OUTCOME) or {}
+    if "error" in outcome:  # Ray starts a trial again, whatever it failed of
+        raise TrainingError(outcome["error"])
+    _move_to(own)
+    node = f"{platform.node()}/{ray.get_runtime_context().get_node_id()[:8]}"
+    settings = {**job.settings, **config["params"]}
+    load_data = loader_of(job.datasets, job.model, job.dataset, settings)
+    train_trial(job, config, ray_tune().report, load_data, node)
+
+
+def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
+    """Train in the trial's folder, which is the current one, and write ``outcome.json``.
+
+    Args:
+        report: called with a dict of numbers after every evaluation: ``epoch`` (from 1),
+            ``seconds`` (of training and validation so far), ``best_score``, ``score``,
+            ``train_loss`` and the validation metrics.
+        load_data: see :func:`recbole_hydra.quick_start.train`.
+        node: where the trial runs.
+    """
+    import torch
+    from recbole.utils import ModelType
+
+    from recbole_hydra.checkpoint import load_checkpoint
+    from recbole_hydra.model import get_model
+    from recbole_hydra.quick_start import train_or_continue
+    from recbole_hydra.trainer import LAST
+
+    # Ray counts CPUs, and limits nothing.
+    torch.set_num_threads(job.threads)
+    history = []
+    larger = _larger_is_better(job)
+
+    def on_epoch(entry):
+        history.append(_plain(entry, history))
+        if not math.isfinite(entry["valid_score"]):
+            raise TrainingError(
+                f"the validation score is {entry['valid_score']} in epoch {entry['epoch']}"
+            )
+        where = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+        write_json(PROGRESS, {**where, "history": history})
+        best = best_entry(history, larger)
+        report(
+            {
+                TIME: entry["epoch"] + 1,
+                "seconds": history[-1]["seconds"],
+                SCORE: best["score"],
+                "score": history[-1]["score"],
+                "train_loss": history[-1]["train_loss"],
+                **history[-1]["metrics"],
+            }
+        )
+
+    try:
+        # A node was lost, or the sweep was killed: what was reported is reported again, for a
+        # scheduler that has not seen it.
+        for path in sorted(Path("checkpoints").glob(f"*{LAST}"))[-1:]:
+            for entry in load_checkpoint(path)["training"]["history"]:
+                if "valid_score" in entry:
+                    on_epoch(entry)
+        model = get_model(job.model) if isinstance(job.model, str) else job.model
+        run = train_or_continue(
+            "checkpoints",
+            job.model,
+            job.dataset,
+            config_dict={
+                **job.settings,
+                **config["params"],
+                "checkpoint_dir": "checkpoints",
+                "show_progress": False,
+            },
+            # What models without epochs learn, such as ItemKNN's, cannot be checkpointed.
+            saved=getattr(model, "type", None) != ModelType.TRADITIONAL,
+            on_epoch=on_epoch,
+            load_data=load_data,
+        )
+    except Exception as error:
+        traceback.print_exc()
+        write_json(OUTCOME, {"status": "failed", "error": describe(error)})
+        raise
+    write_json(OUTCOME, {"status": "finished", "parameters": run.result["parameters"]})
+
+
+def final_test(job: Job, number: int, params: dict) -> dict:
+    """Read the test set with the best epoch of a trial; returns the metrics."""
+    from recbole_hydra.quick_start import load_data_and_model, read_test_set, train
+    from recbole_hydra.trainer import BEST, get_trainer
+    from recbole_hydra.tune.datasets import loader_of
+
+    own = trial_folder(job.folder, number)
+    _move_to(own)
+    settings = {**job.settings, **params}
+    load_data = loader_of(job.datasets, job.model, job.dataset, settings)
+    saved = sorted(own.glob(f"checkpoints/*{BEST}"))
+    if not saved:
+        quiet = {**settings, "show_progress": False}
+        run = train(job.model, job.dataset, config_dict=quiet, saved=False, load_data=load_data)
+        return dict(read_test_set(run)["test_result"])
+    model = None if isinstance(job.model, str) else job.model
+    config, model, _, _, _, test_data = load_data_and_model(
+        str(saved[-1]), model, load_data=load_data
+    )
+    trainer = get_trainer(config)(config, model)
+    return dict(trainer.evaluate(test_data, load_best_model=False))
+
+
+def best_entry(history: list, larger: bool) -> dict:
+    """The best entry of a trial's history; of equal ones the last, as RecBole chooses."""
+    sign = 1 if larger else -1
+    return max(history, key=lambda entry: (sign * entry["score"], entry["epoch"]))
+
+
+def _plain(entry, history) -> dict:
+    """An entry of the trainer's history as ``progress.json`` holds it."""
+    spent = history[-1]["seconds"] if history else 0.0
+    return {
+        "epoch": entry["epoch"] + 1,
+        "seconds": spent + entry["train_seconds"] + entry["valid_seconds"],
+        "train_loss": entry["train_loss"],
+        "score": entry["valid_score"],
+        "metrics": {name: float(value) for name, value in entry["valid_result"].items()},
+    }
+
+
+def _larger_is_better(job) -> bool:
+    return FOLDER.read(job.folder)["mode"] == "max"
+
+
+def _move_to(folder):
+    """Work in ``folder``, and write what libraries print into its log."""
+    os.chdir(folder)
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
