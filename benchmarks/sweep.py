@@ -4,11 +4,12 @@
 
 Random configurations of ``properties/tune/Hydra.yaml``, the same in both sweeps, two at a time. The
 sweeps go into ``--folder`` (a second call continues them); the report takes their tables and the
-picture of the first. Wall time is that of the whole call: starting Ray, the trials, the test.
+picture of the first. Wall time is that of all calls: starting Ray, the trials, the test.
 """
 
 import argparse
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -23,16 +24,23 @@ NAME = "sweep-ml-100k"
 def sweep(folder: Path, scheduler: str, num_samples: int, epochs: int) -> tuple[Sweep, float]:
     """Run a sweep, or what is left of it; returns it with the seconds of all calls."""
     clock = folder.with_suffix(".json")
-    before = read_json(clock) or 0.0
-    start = time.perf_counter()
+    before, start, over = read_json(clock) or 0.0, time.perf_counter(), threading.Event()
+
+    def tick():  # a call that is killed counts, too
+        while not over.wait(5):
+            write_json(clock, before + time.perf_counter() - start)
+
+    threading.Thread(target=tick, daemon=True).start()
     try:
         done = tune(
             "Hydra", "ml-100k", output_dir=folder, num_samples=num_samples, scheduler=scheduler,
             max_concurrent=2, resume=folder.exists(), config_dict={"epochs": epochs},
         )  # fmt: skip
     finally:
-        write_json(clock, before + time.perf_counter() - start)
-    return done, read_json(clock)
+        over.set()
+    seconds = before + time.perf_counter() - start
+    write_json(clock, seconds)
+    return done, seconds
 
 
 def row(name, done: Sweep, seconds: float) -> list:

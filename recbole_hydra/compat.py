@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -228,6 +229,25 @@ def repair_model_module(module) -> None:
         scipy.sparse.dok_matrix, "_update"
     ):
         module.sp = _Scipy()
+
+
+def prepare_ray(cluster: bool) -> None:
+    """Set what Ray reads from the environment when it is imported, unless the user has set it.
+
+    Ray's own output is off, since ours takes its place. A trial that fails before its first
+    evaluation has no score, which Ray takes for a mistake.
+
+    ``ray start`` of current Ray demands a token once this machine has one, but a program that
+    connects does not show it unless RAY_AUTH_MODE says so. Delete when ``ray.init`` does.
+
+    Args:
+        cluster: whether a running cluster is to be used.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if cluster and ("RAY_AUTH_TOKEN" in os.environ or Path(token).is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def ray_tune() -> SimpleNamespace:

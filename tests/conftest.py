@@ -28,6 +28,19 @@ def small(model: str, **changes) -> dict:
     return {**base, **changes}
 
 
+def small_plan(space, model="Hydra", **changes):
+    """A sweep of ``space`` on the tiny dataset, with ``changes`` to ``make_plan``'s arguments."""
+    from recbole_hydra.tune.plan import make_plan
+
+    taken = {"show_progress", "learning_rate"}
+    settings = {key: value for key, value in small(model).items() if key not in taken}
+    arguments = {
+        "num_samples": None, "search": "random", "scheduler": "asha", "grace_period": None,
+        "reduction_factor": None, "config_file_list": None, "config_dict": settings, "argv": (),
+    }  # fmt: skip
+    return make_plan(model, "tiny", space, **{**arguments, **changes})
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     """Run every test in a folder of its own: RecBole writes into the current one."""

@@ -69,7 +69,8 @@ def ranks_by(model, data_path, scores):
         return interaction, every, positive_u, positive_i
 
     trainer = SimpleNamespace(_full_sort_batch_eval=full_sort, model=torch.nn.Identity())
-    run = SimpleNamespace(dataset=dataset, histories=histories, loaders=loaders, trainer=trainer)
+    data = SimpleNamespace(dataset=dataset, histories=histories)
+    run = SimpleNamespace(data=data, loaders=loaders, trainer=trainer)
     return rank_targets(run, left_out_targets(histories, dataset.item_num))
 
 

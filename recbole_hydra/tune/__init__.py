@@ -4,6 +4,7 @@ a kill, and never see the test set."""
 import os
 from pathlib import Path
 
+from recbole_hydra import compat
 from recbole_hydra.checks import boolean
 from recbole_hydra.errors import RecBoleHydraError, TuneError
 from recbole_hydra.output_folder import write_json
@@ -77,12 +78,17 @@ def tune(
     """
     boolean("resume", resume)
     boolean("show_progress", show_progress)
+    compat.prepare_ray(cluster=bool(ray_address or os.environ.get("RAY_ADDRESS")))
     plan = make_plan(
         model, dataset, space, num_samples, search, scheduler, grace_period, reduction_factor,
         config_file_list, config_dict, argv,
     )  # fmt: skip
     folder = Path(output_dir).absolute()
     FOLDER.check(folder, plan.identity, resume)
+    if resume:
+        sweep = Sweep(folder)
+        if sweep.is_over(plan.number) and sweep.test_result is not None:
+            return sweep
     # Ray is imported where it is needed, so that bad input is refused at once.
     from recbole_hydra.tune.cluster import connection, nodes, share_out
 
@@ -96,9 +102,7 @@ def tune(
         write_json(folder / SETTINGS, plan.settings)
         _run_trials(plan, job, shares, show_progress)
         sweep = Sweep(folder)
-        if any(trial["status"] == "interrupted" for trial in sweep.trials) or (
-            len(sweep.trials) < plan.number
-        ):
+        if not sweep.is_over(plan.number):
             sweep.write()
             raise KeyboardInterrupt
         if sweep.best is None:
@@ -121,7 +125,8 @@ def _start_job(plan, folder, threads):
     from recbole_hydra.tune.datasets import Datasets
     from recbole_hydra.tune.trial import Job
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # On this node, where the data are, and nowhere else: it must not die with another.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0)(Datasets).options(scheduling_strategy=here).remote()
     params = plan.configurations[0] if plan.configurations else {}
     try:
@@ -137,7 +142,6 @@ def _run_trials(plan, job, shares, show_progress):
     """Run what is not over; returns when all is, or after an interruption."""
     from ray import tune as ray_tune
 
-    from recbole_hydra import compat
     from recbole_hydra.tune.progress import Bookkeeper, LiveTable
     from recbole_hydra.tune.search import TrialSource, make_scheduler
     from recbole_hydra.tune.trial import run_trial
@@ -151,8 +155,7 @@ def _run_trials(plan, job, shares, show_progress):
     if show_progress:
         metric, larger = plan.identity["valid_metric"], plan.mode == "max"
         callbacks.append(LiveTable(job.folder, plan.number, metric, larger))
-    # Our table is the output; and Ray prepares as many trials as may run, not one at a time.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ray prepares as many trials as may run, not one at a time.
     os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(concurrent))
     api = compat.ray_tune()
     trainable = ray_tune.with_parameters(run_trial, job=job)

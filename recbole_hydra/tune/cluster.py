@@ -48,6 +48,11 @@ def connection(address=None):
     try:
         ray.init(**settings)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, by kind and version
+        if "AuthenticationError" in f"{error!r} {error.__cause__!r} {error.__context__!r}":
+            raise TuneError(
+                f"ray_address: {address} asks for a token; set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN where ~/.ray/auth_token is not the cluster's"
+            ) from error
         raise TuneError(
             f"ray_address: no connection to {address} ({describe(error)[:300]}); start a cluster "
             "with `ray start --head`, or leave ray_address out to use this machine"

@@ -6,7 +6,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import Searcher
 
 from recbole_hydra.errors import TuneError
-from recbole_hydra.tune.plan import Plan, write_params
+from recbole_hydra.output_folder import read_json
+from recbole_hydra.tune.plan import OUTCOME, Plan, trial_folder, write_params
 from recbole_hydra.tune.trial import SCORE, TIME, best_entry
 
 
@@ -28,36 +29,39 @@ class TrialSource(Searcher):
         self.fresh = [number for number in range(plan.number) if number not in known]
         self.configurations = plan.configurations
         self.optuna = None if plan.configurations else _optuna(plan, trials)
-        self._resumed = {}  # params by Ray's id of a trial that Optuna has not proposed here
+        self._proposed = {}  # by Ray's id of a trial: its number, its params, whether by Optuna now
 
     def __len__(self):
         return len(self.begun) + len(self.fresh)
 
     def suggest(self, trial_id: str):
         """Return the next trial; Ray's method."""
-        if self.begun:
+        new = not self.begun
+        if not new:
             number, params = self.begun.pop(0)
-            self._resumed[trial_id] = params
         elif not self.fresh:
             return Searcher.FINISHED
         else:
+            number = self.fresh.pop(0)
             if self.optuna is None:
-                params = self.configurations[self.fresh[0]]
+                params = self.configurations[number]
             else:
                 params = self.space.decode(self.optuna.suggest(trial_id))
-            number = self.fresh.pop(0)
         write_params(self.folder, number, params)
+        self._proposed[trial_id] = number, params, new
         return {"number": number, "params": params}
 
     def on_trial_complete(self, trial_id, result=None, error=False):
         """Tell Optuna how a trial ended; Ray's method."""
         if self.optuna is None:
             return
-        if trial_id not in self._resumed:
-            self.optuna.on_trial_complete(trial_id, result, error)
-        elif result and SCORE in result:
-            values = self.space.encode(self._resumed[trial_id])
-            self.optuna.add_evaluated_point(values, result[SCORE])
+        number, params, new = self._proposed[trial_id]
+        outcome = read_json(trial_folder(self.folder, number) / OUTCOME) or {}
+        failed = error or "error" in outcome
+        if new:
+            self.optuna.on_trial_complete(trial_id, None if failed else result, failed)
+        elif not failed and result and SCORE in result:
+            self.optuna.add_evaluated_point(self.space.encode(params), result[SCORE])
 
     def save(self, checkpoint_path):
         """Nothing: the folder of the sweep has it all. Ray's method, which moves a file."""
@@ -76,7 +80,9 @@ def _optuna(plan, trials):
         raise TuneError("search: optuna is not installed; pip install optuna") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = OptunaSearch.convert_search_space(plan.space.domains())
-    search = OptunaSearch(space=space, metric=SCORE, mode=plan.mode, seed=plan.seed)
+    # Another seed than before the kill: its first draws would be those of the trials that are over.
+    seed = plan.seed + len(trials)
+    search = OptunaSearch(space=space, metric=SCORE, mode=plan.mode, seed=seed)
     for trial in trials:
         if trial["status"] in ("finished", "stopped") and trial["history"]:
             score = best_entry(trial["history"], plan.mode == "max")["score"]

@@ -69,6 +69,11 @@ class Sweep:
         file = self.folder / BEST
         return f"recbole-hydra --model={model} --dataset={dataset} --config_files={file}"
 
+    def is_over(self, number: int) -> bool:
+        """Whether all of ``number`` trials are over."""
+        states = [trial["status"] for trial in self.trials]
+        return len(states) >= number and "interrupted" not in states
+
     def best_settings(self) -> dict:
         """The user's settings with those of the best trial, as ``best.yaml`` holds them."""
         return {**(read_json(self.folder / SETTINGS) or {}), **self.best["params"]}

@@ -44,9 +44,11 @@ def run_trial(config: dict, job: Job) -> None:
     Args:
         config: the trial's ``number`` and its ``params``.
 
+    A trial that fails returns as others do, its error written down: raising would make Ray start it
+    again, which is for trials whose process or node died.
+
     Raises:
         TuneError: the sweep's folder cannot be seen from this node.
-        Exception: what training raised; it is written down first.
     """
     import ray
 
@@ -59,9 +61,8 @@ def run_trial(config: dict, job: Job) -> None:
             "a file system that all nodes share"
         )
     own = trial_folder(job.folder, config["number"])
-    outcome = read_json(own / OUTCOME) or {}
-    if "error" in outcome:  # Ray starts a trial again, whatever it failed of
-        raise TrainingError(outcome["error"])
+    if read_json(own / OUTCOME) is not None:
+        return  # its node died between the last word and the end
     _move_to(own)
     node = f"{platform.node()}/{ray.get_runtime_context().get_node_id()[:8]}"
     settings = {**job.settings, **config["params"]}
@@ -138,8 +139,8 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
     except Exception as error:
         traceback.print_exc()
         write_json(OUTCOME, {"status": "failed", "error": describe(error)})
-        raise
-    write_json(OUTCOME, {"status": "finished", "parameters": run.result["parameters"]})
+    else:
+        write_json(OUTCOME, {"status": "finished", "parameters": run.result["parameters"]})
 
 
 def final_test(job: Job, number: int, params: dict) -> dict:
