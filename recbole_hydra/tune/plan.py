@@ -272,8 +272,8 @@ def _describe(identity) -> str:
 
 def _difference(mine, other, keys) -> str:
     """Name what differs, down to the first setting."""
-    for key in ("settings", "space"):
-        if keys[0] == key:
+    for key in ("space", "settings"):
+        if key in keys:
             theirs = other.get(key, {})
             for name in sorted({*mine[key], *theirs}):
                 if mine[key].get(name) != theirs.get(name):

@@ -55,17 +55,22 @@ class LiveTable(Callback):
         total: how many trials there will be.
         metric: the name of the validation metric.
         larger: whether a larger score is better.
-        stream: where it is shown.
+        stream: where it is shown; stderr by default.
     """
 
     def __init__(self, folder, total: int, metric: str, larger: bool, stream=None):
         self.folder, self.total, self.metric, self.larger = folder, total, metric, larger
-        self.stream = sys.stderr if stream is None else stream
+        self._stream = stream
         self.rows = {}
         for trial in read_trials(folder):
             if trial["status"] != "interrupted":
                 self.rows[trial["number"]] = _row(trial, self.larger)
         self.started, self.shown, self.last = time.monotonic(), 0, time.monotonic()
+
+    @property
+    def _out(self):
+        """The stream, looked up: Ray pickles callbacks, and not every sys.stderr can be."""
+        return sys.stderr if self._stream is None else self._stream
 
     def on_trial_start(self, iteration, trials, trial, **info):
         row = {"params": trial.config["params"], "status": "running"}
@@ -90,7 +95,7 @@ class LiveTable(Callback):
     def _end(self, number):
         outcome = read_json(trial_folder(self.folder, number) / OUTCOME) or {}
         self.rows[number].update(outcome)
-        if not self.stream.isatty():
+        if not self._out.isatty():
             row = self.rows[number]
             best = f", best {row['best']:.4f}" if "best" in row else ""
             error = f": {row['error']}" if "error" in row else ""
@@ -114,7 +119,7 @@ class LiveTable(Callback):
 
     def _show(self, force=False):
         now = time.monotonic()
-        if not self.stream.isatty():
+        if not self._out.isatty():
             if force or now - self.last >= PERIOD:
                 self.last = now
                 self._print(self._summary())
@@ -126,8 +131,8 @@ class LiveTable(Callback):
         lines = [line[: size.columns - 1] for line in self._table(size.lines - 5)]
         # Back to the first line of the table that stands there, and write over it.
         back = f"\x1b[{self.shown}F" if self.shown else ""
-        self.stream.write(back + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
-        self.stream.flush()
+        self._out.write(back + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        self._out.flush()
         self.shown = len(lines)
 
     def _table(self, room: int) -> list[str]:
@@ -154,7 +159,7 @@ class LiveTable(Callback):
         return [self._summary(), *table.splitlines()]
 
     def _print(self, line):
-        print(line, file=self.stream, flush=True)
+        print(line, file=self._out, flush=True)
 
 
 def _row(trial, larger) -> dict:
