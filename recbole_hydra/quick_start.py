@@ -167,7 +167,7 @@ def train_or_continue(checkpoint_dir, model, dataset, **settings) -> Run:
     if started:
         going_on = {key: settings[key] for key in ("on_epoch", "load_data") if key in settings}
         try:
-            return train(resume=str(started[-1]), **going_on)
+            return train(model, resume=str(started[-1]), **going_on)
         except CheckpointError as error:
             # It was killed while it wrote its best epoch: start anew.
             logger.warning("%s: %s", folder, error)

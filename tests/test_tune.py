@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import small, small_plan
 
-from recbole_hydra import run_recbole_hydra
+from recbole_hydra import Hydra, run_recbole_hydra
 from recbole_hydra.cli import main
 from recbole_hydra.errors import DatasetError, TuneError
 from recbole_hydra.tune import Sweep, tune
@@ -446,9 +446,18 @@ def test_optuna_proposes_and_remembers(elsewhere):
     assert abs(sorted(rates)[len(rates) // 2] - 0.08) < 0.02  # it has learned where it is good
 
 
-def test_a_sweep_with_optuna(local_ray, elsewhere):
+class Mine(Hydra):
+    """A user's own model."""
+
+
+def test_a_sweep_of_ones_own_model_with_optuna(local_ray, elsewhere):
     space = {"learning_rate": {"loguniform": [1e-3, 1e-1]}, "num_heads": [1, 2]}
-    done = sweep(space, search="optuna", num_samples=3, epochs=1, max_concurrent=2)
+    settings = {k: v for k, v in SETTINGS.items() if k != "num_heads"}
+    done = tune(
+        Mine, "tiny", space, "out", search="optuna", num_samples=3, max_concurrent=2,
+        config_dict={**settings, "epochs": 1}, show_progress=False,
+    )  # fmt: skip
+    assert done.identity["model"] == "Mine" and done.test_result is not None
     assert [t["status"] for t in done.trials] == ["finished"] * 3
     assert all(t["params"]["num_heads"] in (1, 2) for t in done.trials)
 
@@ -485,9 +494,8 @@ def command(*arguments):
     return [sys.executable, "-m", "recbole_hydra.cli", "tune", *arguments]
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}"])
-def test_an_address_where_nothing_answers_is_refused_within_seconds(elsewhere, address):
-    address = address.format(port=free_port())
+def test_an_address_where_nothing_answers_is_refused_within_seconds(elsewhere):
+    address = f"127.0.0.1:{free_port()}"
     start = time.monotonic()
     done = subprocess.run(
         command(
@@ -508,9 +516,13 @@ def test_addresses_that_are_none(local_ray):
             pass
     ray.shutdown()
     try:
-        with pytest.raises(TuneError, match="expected HOST:PORT or auto, got 'cluster'"):
-            with connection("cluster"):
-                pass
+        for address, message in (
+            ("cluster", "expected HOST:PORT or auto, got 'cluster'"),
+            ("ray://127.0.0.1:10001", "not through its client; give HOST:PORT of the head"),
+        ):
+            with pytest.raises(TuneError, match=message):
+                with connection(address):
+                    pass
     finally:
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,

@@ -20,9 +20,9 @@ def connection(address=None):
     A process that is connected already stays so, and stays connected afterwards.
 
     Args:
-        address: of a running cluster, ``HOST:PORT``, ``ray://HOST:PORT`` or ``"auto"`` for the one
-            that this machine is a node of; None starts Ray on this machine alone, unless the
-            environment variable RAY_ADDRESS names a cluster.
+        address: of a running cluster, ``HOST:PORT`` of its head, or ``"auto"`` for the one that
+            this machine is a node of; None starts Ray on this machine alone, unless the environment
+            variable RAY_ADDRESS names a cluster.
 
     Raises:
         TuneError: nothing answers there, or Ray cannot start.
@@ -65,7 +65,12 @@ def connection(address=None):
 
 def _knock(address):
     """Raise TuneError within seconds where nothing listens; Ray itself tries for a minute."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise TuneError(
+            f"ray_address: {address}: Ray Tune has to run on a node of the cluster, not through "
+            "its client; give HOST:PORT of the head (its default port is 6379)"
+        )
+    host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit():
         raise TuneError(f"ray_address: expected HOST:PORT or auto, got {address!r}")
     try:

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from recbole_hydra.errors import TrainingError, TuneError, describe
+from recbole_hydra.errors import CheckpointError, TrainingError, TuneError, describe
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.tune.plan import FOLDER, OUTCOME, PROGRESS, trial_folder
 
@@ -83,10 +83,8 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
     import torch
     from recbole.utils import ModelType
 
-    from recbole_hydra.checkpoint import load_checkpoint
     from recbole_hydra.model import get_model
     from recbole_hydra.quick_start import train_or_continue
-    from recbole_hydra.trainer import LAST
 
     # Ray counts CPUs, and limits nothing.
     torch.set_num_threads(job.threads)
@@ -94,6 +92,7 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
     larger = _larger_is_better(job)
 
     def on_epoch(entry):
+        del history[_before(history, entry["epoch"] + 1) :]  # where the trial had to start anew
         history.append(_plain(entry, history))
         if not math.isfinite(entry["valid_score"]):
             raise TrainingError(
@@ -114,14 +113,10 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
         )
 
     try:
-        # A node was lost, or the sweep was killed: what was reported is reported again, for a
-        # scheduler that has not seen it.
-        for path in sorted(Path("checkpoints").glob(f"*{LAST}"))[-1:]:
-            for entry in load_checkpoint(path)["training"]["history"]:
-                if "valid_score" in entry:
-                    on_epoch(entry)
+        for entry in _reported_before():
+            on_epoch(entry)
         model = get_model(job.model) if isinstance(job.model, str) else job.model
-        run = train_or_continue(
+        train_or_continue(
             "checkpoints",
             job.model,
             job.dataset,
@@ -140,7 +135,7 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
         traceback.print_exc()
         write_json(OUTCOME, {"status": "failed", "error": describe(error)})
     else:
-        write_json(OUTCOME, {"status": "finished", "parameters": run.result["parameters"]})
+        write_json(OUTCOME, {"status": "finished"})
 
 
 def final_test(job: Job, number: int, params: dict) -> dict:
@@ -170,6 +165,26 @@ def best_entry(history: list, larger: bool) -> dict:
     """The best entry of a trial's history; of equal ones the last, as RecBole chooses."""
     sign = 1 if larger else -1
     return max(history, key=lambda entry: (sign * entry["score"], entry["epoch"]))
+
+
+def _reported_before() -> list:
+    """What the trial had reported when its node was lost, or the sweep was killed; it reports it
+    again, to a scheduler that may not have seen it."""
+    from recbole_hydra.checkpoint import load_checkpoint
+    from recbole_hydra.trainer import LAST
+
+    for path in sorted(Path("checkpoints").glob(f"*{LAST}"))[-1:]:
+        try:
+            history = load_checkpoint(path)["training"]["history"]
+        except CheckpointError:
+            break  # training starts anew
+        return [entry for entry in history if "valid_score" in entry]
+    return []
+
+
+def _before(history, epoch) -> int:
+    """How many entries of ``history`` are of earlier epochs."""
+    return sum(entry["epoch"] < epoch for entry in history)
 
 
 def _plain(entry, history) -> dict:
