@@ -176,6 +176,19 @@ def train_or_continue(checkpoint_dir, model, dataset, **settings) -> Run:
     return train(model, dataset, **settings)
 
 
+def evaluated_before(checkpoint_dir) -> list[dict]:
+    """The evaluated epochs, as in ``history``, of the run that :func:`train_or_continue` would
+    continue; none where it would start anew."""
+    started = sorted(Path(checkpoint_dir).glob(f"*{LAST}"))
+    if not started:
+        return []
+    try:
+        history = checkpoint.load_checkpoint(started[-1])["training"]["history"]
+    except CheckpointError:
+        return []
+    return [entry for entry in history if "valid_score" in entry]
+
+
 def read_test_set(run: Run) -> dict:
     """Test a run: with its best epoch if it was saved, otherwise with its last.
 

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -510,20 +511,48 @@ def test_an_address_where_nothing_answers_is_refused_within_seconds(elsewhere):
     assert time.monotonic() - start < 60  # importing torch and RecBole included
 
 
-def test_addresses_that_are_none(local_ray):
+def answer_once(server, word):
+    """Say ``word`` to the first who connects, and nothing else."""
+    connected, _ = server.accept()
+    connected.sendall(word)
+    time.sleep(30)
+
+
+def test_addresses_that_are_none(local_ray, elsewhere, monkeypatch):
     with pytest.raises(TuneError, match="this process is connected to Ray already"):
         with connection("127.0.0.1:1"):
             pass
     ray.shutdown()
     try:
-        for address, message in (
+        refused = [
             ("cluster", "expected HOST:PORT or auto, got 'cluster'"),
             ("ray://127.0.0.1:10001", "not through its client; give HOST:PORT of the head"),
-        ):
-            with pytest.raises(TuneError, match=message):
+            ("127.0.0.1:99999", "nothing answers at 127.0.0.1:99999"),
+        ]
+        # A server that is no Ray: one that says something else, and one that says nothing.
+        for word in (b"220 mail.example.org\r\n", b""):
+            server = socket.create_server(("127.0.0.1", 0))
+            threading.Thread(target=answer_once, args=(server, word), daemon=True).start()
+            port = server.getsockname()[1]
+            refused.append((f"127.0.0.1:{port}", "is no head of a Ray cluster; check the port"))
+        # This machine's last cluster is gone; it never was in one.
+        monkeypatch.setenv("RAY_TMPDIR", str(elsewhere))
+        gone = f"127.0.0.1:{free_port()}"
+        (elsewhere / "ray").mkdir()
+        (elsewhere / "ray" / "ray_current_cluster").write_text(gone)
+        refused.append(("auto", f"nothing answers at {gone}"))
+        for address, message in refused:
+            start = time.monotonic()
+            with pytest.raises(TuneError, match=message) as caught:
                 with connection(address):
                     pass
+            assert time.monotonic() - start < 20 and "\n" not in str(caught.value)
+        (elsewhere / "ray" / "ray_current_cluster").unlink()
+        with pytest.raises(TuneError, match="auto: this machine is no node of a cluster"):
+            with connection("auto"):
+                pass
     finally:
+        monkeypatch.delenv("RAY_TMPDIR", raising=False)
         ray.init(
             address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
             logging_level=40,

@@ -57,9 +57,10 @@ def run(task: dict, emit) -> dict:
     from recbole_hydra.compare.ranks import fingerprint, left_out_targets, rank_targets
     from recbole_hydra.machine import machine, peak_memory
     from recbole_hydra.model import get_model
-    from recbole_hydra.quick_start import read_test_set, train_or_continue
+    from recbole_hydra.quick_start import evaluated_before, read_test_set, train_or_continue
 
-    best = None
+    scores = [entry["valid_score"] for entry in evaluated_before("checkpoints")]
+    best = max(scores, default=None)
 
     def on_epoch(entry):
         nonlocal best

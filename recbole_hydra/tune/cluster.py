@@ -5,12 +5,18 @@ import logging
 import os
 import socket
 from fractions import Fraction
+from pathlib import Path
 
 from recbole_hydra.checks import positive_int, positive_number
 from recbole_hydra.errors import TuneError, describe
 
 #: Seconds that an address is given to answer.
 PATIENCE = 5
+
+#: A Ray head speaks gRPC, which is HTTP/2 (RFC 9113, section 3.4): what a client says first, with
+#: an empty SETTINGS frame, and the type of the frame that a server answers with.
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_HTTP2_SETTINGS = b"\x04"
 
 
 @contextlib.contextmanager
@@ -43,8 +49,8 @@ def connection(address=None):
         # What starts here must not phone home, unless the user has said so.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         settings["include_dashboard"] = False
-    elif address != "auto":
-        _knock(address)
+    else:
+        _knock(_last_cluster() if address == "auto" else address)
     try:
         ray.init(**settings)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError, by kind and version
@@ -63,8 +69,22 @@ def connection(address=None):
         ray.shutdown()
 
 
+def _last_cluster() -> str | None:
+    """The cluster that this machine was made a node of last, as Ray remembers it, alive or not."""
+    file = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
 def _knock(address):
-    """Raise TuneError within seconds where nothing listens; Ray itself tries for a minute."""
+    """Raise TuneError within seconds where no head of a cluster answers; Ray tries for minutes."""
+    if address is None:
+        raise TuneError(
+            "ray_address: auto: this machine is no node of a cluster; start one with `ray start "
+            "--head`, or leave ray_address out to use this machine"
+        )
     if address.startswith("ray://"):
         raise TuneError(
             f"ray_address: {address}: Ray Tune has to run on a node of the cluster, not through "
@@ -74,13 +94,22 @@ def _knock(address):
     if not colon or not port.isdigit():
         raise TuneError(f"ray_address: expected HOST:PORT or auto, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+        with socket.create_connection((host, int(port)), timeout=PATIENCE) as connected:
+            connected.sendall(_HTTP2_GREETING)
+            reply = connected.recv(9)
+    except TimeoutError:
+        reply = b""
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TuneError(
             f"ray_address: nothing answers at {address} ({reason}); check that the cluster is up "
             "and the port is that of its head node"
         ) from error
+    if reply[3:4] != _HTTP2_SETTINGS and not os.environ.get("RAY_USE_TLS"):
+        raise TuneError(
+            f"ray_address: what answers at {address} is no head of a Ray cluster; check the port "
+            "(its default is 6379)"
+        )
 
 
 def nodes() -> list[dict]:

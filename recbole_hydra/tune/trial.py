@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from recbole_hydra.errors import CheckpointError, TrainingError, TuneError, describe
+from recbole_hydra.errors import TrainingError, TuneError, describe
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.tune.plan import FOLDER, OUTCOME, PROGRESS, trial_folder
 
@@ -84,7 +84,7 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
     from recbole.utils import ModelType
 
     from recbole_hydra.model import get_model
-    from recbole_hydra.quick_start import train_or_continue
+    from recbole_hydra.quick_start import evaluated_before, train_or_continue
 
     # Ray counts CPUs, and limits nothing.
     torch.set_num_threads(job.threads)
@@ -113,7 +113,9 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
         )
 
     try:
-        for entry in _reported_before():
+        # A node was lost, or the sweep was killed: what was reported is reported again, to a
+        # scheduler that may not have seen it.
+        for entry in evaluated_before("checkpoints"):
             on_epoch(entry)
         model = get_model(job.model) if isinstance(job.model, str) else job.model
         train_or_continue(
@@ -165,21 +167,6 @@ def best_entry(history: list, larger: bool) -> dict:
     """The best entry of a trial's history; of equal ones the last, as RecBole chooses."""
     sign = 1 if larger else -1
     return max(history, key=lambda entry: (sign * entry["score"], entry["epoch"]))
-
-
-def _reported_before() -> list:
-    """What the trial had reported when its node was lost, or the sweep was killed; it reports it
-    again, to a scheduler that may not have seen it."""
-    from recbole_hydra.checkpoint import load_checkpoint
-    from recbole_hydra.trainer import LAST
-
-    for path in sorted(Path("checkpoints").glob(f"*{LAST}"))[-1:]:
-        try:
-            history = load_checkpoint(path)["training"]["history"]
-        except CheckpointError:
-            break  # training starts anew
-        return [entry for entry in history if "valid_score" in entry]
-    return []
 
 
 def _before(history, epoch) -> int:
