@@ -68,9 +68,7 @@ def whole(local_ray, tmp_path_factory):
     before = os.getcwd()
     os.chdir(folder)
     try:
-        yield sweep(
-            SPACE, "out", search="grid", epochs=8, grace_period=2, reduction_factor=2
-        )
+        yield sweep(SPACE, "out", search="grid", epochs=8, grace_period=2, reduction_factor=2)
     finally:
         os.chdir(before)
 
@@ -365,9 +363,7 @@ def test_trials_share_a_dataset_unless_they_change_it(local_ray, mode):
         for more in ({}, {"load_data": load})
     )
     assert shared["best_valid_result"] == own["best_valid_result"]
-    assert [e["train_loss"] for e in shared["history"]] == [
-        e["train_loss"] for e in own["history"]
-    ]
+    assert [e["train_loss"] for e in shared["history"]] == [e["train_loss"] for e in own["history"]]
 
 
 # -- searching and stopping after a resume --------------------------------------------------------

@@ -7,9 +7,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-#: Below the quantile where the colours begin, all trials are equally dark: a few hopeless ones
-#: would otherwise make all others look the same.
-_DARKEST = 0.25
+#: The quantile of the scores where the colours begin. Below it all trials are equally pale: a few
+#: hopeless ones would otherwise make all others look the same.
+_PALEST = 0.25
 
 
 def draw(sweep, path) -> None:
@@ -27,9 +27,9 @@ def draw(sweep, path) -> None:
     scores = np.array([trial["best_score"] for trial in trials])
     end = "min" if sweep.larger else "max"
     low, high = (
-        (np.quantile(scores, _DARKEST), scores.max())
+        (np.quantile(scores, _PALEST), scores.max())
         if sweep.larger
-        else (scores.min(), np.quantile(scores, 1 - _DARKEST))
+        else (scores.min(), np.quantile(scores, 1 - _PALEST))
     )
     map_name = "viridis_r" if sweep.larger else "viridis"  # the best are dark
     shade = ScalarMappable(Normalize(low, max(high, low + 1e-12)), colormaps[map_name])
