@@ -17,7 +17,7 @@ import torch
 import yaml
 from conftest import small, small_plan
 
-from recbole_hydra import Hydra, run_recbole_hydra
+from recbole_hydra import Hydra, default_config, run_recbole_hydra
 from recbole_hydra.cli import main
 from recbole_hydra.errors import DatasetError, TuneError
 from recbole_hydra.tune import Sweep, tune
@@ -448,11 +448,14 @@ class Mine(Hydra):
 
 
 def test_a_sweep_of_ones_own_model_with_optuna(local_ray, elsewhere):
+    # As a class of a notebook or a script travels; Ray's workers cannot import this file.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     space = {"learning_rate": {"loguniform": [1e-3, 1e-1]}, "num_heads": [1, 2]}
     settings = {k: v for k, v in SETTINGS.items() if k != "num_heads"}
     done = tune(
         Mine, "tiny", space, "out", search="optuna", num_samples=3, max_concurrent=2,
-        config_dict={**settings, "epochs": 1}, show_progress=False,
+        config_file_list=[default_config("Hydra")], config_dict={**settings, "epochs": 1},
+        show_progress=False,
     )  # fmt: skip
     assert done.identity["model"] == "Mine" and done.test_result is not None
     assert [t["status"] for t in done.trials] == ["finished"] * 3
