@@ -89,7 +89,8 @@ def test_after_a_real_kill_from_the_command_line(elsewhere):
     assert process.wait() == -signal.SIGKILL
     process.stderr.close()
     (last,) = Path("saved").glob("*.last.pth")
-    assert torch.load(last, weights_only=True)["epoch"] == 1
+    # The kill may come an epoch or two after the line that it answers to.
+    assert 1 <= torch.load(last, weights_only=True)["epoch"] < 5
 
     done = subprocess.run([*command, f"--resume={last}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
