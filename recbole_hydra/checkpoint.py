@@ -216,13 +216,19 @@ def plain_settings(config) -> dict:
 
 
 def vocabulary(dataset) -> dict:
-    """The raw ids of users and items of a RecBole dataset by internal id, row 0 the padding."""
+    """The raw ids of users and items of a RecBole dataset by internal id, row 0 the padding; and,
+    where the dataset has them, the texts of the items and where each domain's items begin."""
     fields = {"user": dataset.uid_field, "item": dataset.iid_field}
-    return {
+    names = {
         name: [str(token) for token in dataset.field2id_token[field]]
         for name, field in fields.items()
         if field in dataset.field2id_token
     }
+    if hasattr(dataset, "item_text"):
+        names["item_text"] = list(dataset.item_text)
+    if hasattr(dataset, "domains"):
+        names["domain_start"] = list(dataset.domains.start)
+    return names
 
 
 def other_parameters(model) -> dict:
@@ -235,8 +241,7 @@ def other_parameters(model) -> dict:
         return to_plain(model.other_parameter(), type(model).__name__)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}: {type(model).__name__} cannot be checkpointed; run it with "
-            "saved=False"
+            f"{error}: {type(model).__name__} cannot be checkpointed; run it with saved=False"
         ) from None
 
 

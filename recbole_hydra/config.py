@@ -33,7 +33,10 @@ LIST_KEYS = {
     "alias_of_item_id",
     "alias_of_relation_id",
     "alias_of_user_id",
+    "adapt",
     "benchmark_filename",
+    "domains",
+    "item_text_fields",
     "normalize_field",
     "selected_features",
 }
@@ -52,8 +55,15 @@ PROTOCOL = (
     "eval_args", "repeatable", "metrics", "topk", "valid_metric", "data_path", "benchmark_filename",
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
     "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
-    "val_interval", "rm_dup_inter",
+    "val_interval", "rm_dup_inter", "domains", "merge_users",
 )  # fmt: skip
+
+#: Settings that name a file or folder of the user's, stored as absolute paths: runs of a comparison
+#: or sweep work in folders of their own.
+PATH_KEYS = ("item_llm", "item_llm_cache", "adapt_from")
+
+#: What a domain's own Config may not bring into the joint one.
+_NOT_OF_A_DOMAIN = {"dataset", "data_path", "domains", "domain_settings", "device"}
 
 #: What turns BPR's negative sampling on where nobody asked for another.
 BPR_NEGATIVES = {"distribution": "uniform", "sample_num": 1}
@@ -144,6 +154,8 @@ class Config(RecBoleConfig):
     - ``training_mode: auto`` becomes the mode that fits the model;
     - keys missing from the user's ``eval_args`` keep their defaults;
     - lists may be written comma- or space-separated, and no value is evaluated as code;
+    - ``domains`` may stand for ``dataset``; ``domain_settings`` then holds, per domain, the settings
+      that it has of its own, from its ``properties/dataset`` yaml or from the user;
     - ``use_gpu: False`` means the CPU, and ``CUDA_VISIBLE_DEVICES`` yields only to a ``gpu_id``
       that the user wrote.
 
@@ -174,9 +186,11 @@ class Config(RecBoleConfig):
         self._argv = list(argv)
         self._settings = settings or {}
         self._sources = []  # (where, {key: value}) of every layer the user wrote, for messages
-        config_dict = dict(config_dict) if config_dict else None  # RecBole converts it in place
+        given = dict(config_dict) if config_dict else {}  # RecBole converts its own in place
         try:
-            super().__init__(model, dataset, config_file_list, config_dict)
+            super().__init__(model, dataset, config_file_list, dict(given) or None)
+            if self["domains"]:
+                self._prepare_domains(config_file_list, given)
         except ConfigError:
             raise
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # RecBole's own checks
@@ -224,12 +238,33 @@ class Config(RecBoleConfig):
     def _get_model_and_dataset(self, model, dataset):
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
+        dataset = self._joint_name(dataset)
         for name, value in (("model", model), ("dataset", dataset)):
             if value is None:
                 raise ConfigError(f"{name}: not given; pass --{name}=NAME, or {name}= in Python")
         if isinstance(model, str):
             return model, get_model(model), str(dataset)
         return model.__name__, model, str(dataset)
+
+    def _joint_name(self, dataset):
+        """The name of the dataset that ``domains`` make together, checked; otherwise ``dataset``."""
+        domains = self.external_config_dict.get("domains")
+        if domains is None:
+            return dataset
+        domains = parse_list(domains) if isinstance(domains, str) else domains
+        if not isinstance(domains, (list, tuple)) or not domains:
+            raise ConfigError(f"domains must be a list of datasets, got {domains!r}")
+        domains = [str(name) for name in domains]
+        for name in domains:
+            if domains.count(name) > 1:
+                raise ConfigError(f"domains: {name} is listed twice")
+        joint = "+".join(domains)
+        if dataset not in (None, joint):
+            raise ConfigError(
+                f"dataset, domains: both are given, {dataset} and {', '.join(domains)}; remove one"
+            )
+        self.external_config_dict["domains"] = domains
+        return joint
 
     # -- the layers below them -----------------------------------------------------------------
 
@@ -262,9 +297,7 @@ class Config(RecBoleConfig):
         listed = {key for keys in self.parameters.values() for key in keys}
         own = _keys_model_reads(model_class)
         self._model_is_unread = own is None  # its source could not be found
-        self._read_keys = (
-            set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
-        )
+        self._read_keys = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
         self._read_keys |= own or set()
         self._check_keys()
 
@@ -300,6 +333,11 @@ class Config(RecBoleConfig):
         final = super()._get_final_config_dict()
         if final["eval_args"].get("order") == "TO":
             self._choose_columns(final)
+        self._choose_item_column(final)
+        for key in PATH_KEYS:
+            path = final.get(key) and os.path.abspath(os.path.expanduser(final[key]))
+            if path and (os.path.exists(path) or key == "item_llm_cache"):
+                final[key] = path  # otherwise it is a name, or not there, which is said later
         return final
 
     @staticmethod
@@ -333,17 +371,106 @@ class Config(RecBoleConfig):
         }
         self.notes.append(f"load_col is not set: loading {final['load_col']}")
 
+    def _choose_item_column(self, final):
+        """Load the ids of the ``.item`` file where texts are read: its items are all candidates."""
+        columns, item_id = final["load_col"], final["ITEM_ID_FIELD"]
+        if "text" not in str(final.get("item_encoder")) or not isinstance(columns, dict):
+            return
+        if item_id not in (columns.get("item") or []):
+            final["load_col"] = {**columns, "item": [item_id, *(columns.get("item") or [])]}
+            self.notes.append("load_col: all items of the .item file are ranked, for item_encoder")
+
     # -- values that depend on each other ------------------------------------------------------
 
     def _set_default_parameters(self):
         self._choose_training_mode()
+        self._choose_loss_of_text()
         self._fit_negative_sampling()
         self._check_metrics()
-        data_path = Path(self.final_config_dict["data_path"]) / self.dataset
+        if self.final_config_dict["domains"]:
+            self._check_domains()
+        data_path = self.final_config_dict["data_path"]
         super()._set_default_parameters()
-        if (data_path / f"{self.dataset}.inter").is_file():
-            # RecBole reads its own copy of ml-100k even where data_path has one.
-            self.final_config_dict["data_path"] = str(data_path)
+        self.final_config_dict["data_path"] = self.folder_of(self.dataset, data_path)
+
+    @staticmethod
+    def folder_of(dataset: str, data_path: str) -> str:
+        """The folder of a dataset's files: in ``data_path``, or RecBole's for its ml-100k.
+
+        RecBole reads its own copy of ml-100k even where ``data_path`` has one.
+        """
+        folder = Path(data_path) / dataset
+        if dataset == "ml-100k" and not (folder / "ml-100k.inter").is_file():
+            folder = Path(recbole.__file__).parent / "dataset_example" / dataset
+        return str(folder)
+
+    def _choose_loss_of_text(self):
+        """A loss over the whole catalogue is not for an item LLM that is trained."""
+        final = self.final_config_dict
+        chosen = "loss_type" in self.external_config_dict or "loss_type" in self._settings
+        if "text" in str(final.get("item_encoder")) and not chosen:
+            if final["llm_training"] != "frozen" and final["loss_type"] == "CE":
+                final["loss_type"] = "SampledCE"
+                self.notes.append(
+                    "loss_type: SampledCE, since CE would send every item of the catalogue "
+                    f"through the LLM in every step (llm_training {final['llm_training']})"
+                )
+
+    def _check_domains(self):
+        """Refuse settings that several domains at once cannot have."""
+        final = self.final_config_dict
+        temperature = final["domain_temperature"]
+        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+            raise ConfigError(f"domain_temperature must be a number, got {temperature!r}")
+        if not temperature >= 1:
+            raise ConfigError(f"domain_temperature must be at least 1, got {temperature!r}")
+        if temperature > 1 and (final["training_mode"] != "autoregressive" or final["carry_state"]):
+            raise ConfigError(
+                "domain_temperature: above 1 it is for training_mode autoregressive without "
+                "carry_state; remove one"
+            )
+        if boolean("merge_users", final["merge_users"]) and final.get("user_model") == "per_domain":
+            raise ConfigError(
+                "merge_users, user_model: one timeline over all domains goes through one user "
+                "model; set user_model: shared"
+            )
+        if final.get("loss_type") == "BPR":
+            raise ConfigError(
+                "loss_type: RecBole draws BPR's negatives from all domains, which tells nothing "
+                "within one; use CE, SampledCE or gBCE"
+            )
+        if final["benchmark_filename"]:
+            raise ConfigError("benchmark_filename: several domains are split anew; remove it")
+        mode = final["eval_args"]["mode"]
+        if {*(mode.values() if isinstance(mode, dict) else [mode])} != {"full"}:
+            raise ConfigError(
+                f"eval_args: mode {mode}: with several domains a target is "
+                "ranked among all items of its domain; remove it"
+            )
+
+    def _prepare_domains(self, files, config_dict):
+        """Make the Config of every domain, and keep what it has of its own."""
+        final, own = self.final_config_dict, {}
+        written = final["domain_settings"] or {}
+        for name in written:
+            if name not in final["domains"]:
+                hint = did_you_mean(name, final["domains"])
+                raise ConfigError(f"domain_settings: {name!r} is not among the domains{hint}")
+        hidden = ("domains", "domain_settings", "dataset")
+        argv = [f"--{k}={v}" for k, v in parse_arguments(self._argv).items() if k not in hidden]
+        common = {key: value for key, value in config_dict.items() if key not in hidden}
+        settings = {k: v for k, v in self._settings.items() if k not in hidden}
+        model = self.model_class
+        for name in final["domains"]:
+            layers = {**common, "domains": None, **(written.get(name) or {})}
+            domain = Config(model, name, files, layers, argv, settings)
+            own[name] = {
+                key: value
+                for key, value in domain.final_config_dict.items()
+                if key not in _NOT_OF_A_DOMAIN and final.get(key) != value
+            }
+            self.notes += [f"{name}: {n}" for n in domain.notes if n not in self.notes]
+        final["domain_settings"] = own
 
     def _choose_training_mode(self):
         """Resolve ``training_mode: auto`` and ``window_overlap: ~``; check what belongs to them."""
@@ -420,9 +547,7 @@ class Config(RecBoleConfig):
             sampling = None
         elif loss_type == "BPR" and sampling is None:
             sampling = dict(BPR_NEGATIVES)
-            self.notes.append(
-                f"train_neg_sample_args is set to {sampling}, since loss_type is BPR"
-            )
+            self.notes.append(f"train_neg_sample_args is set to {sampling}, since loss_type is BPR")
         final["train_neg_sample_args"] = sampling
 
     def _check_metrics(self):

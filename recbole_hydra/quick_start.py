@@ -127,13 +127,15 @@ def train(
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
     root_logger = logging.getLogger()
     root_logger.info(recommender)
-    transform = construct_transform(config)
-    flops = get_flops(recommender, data.dataset, config["device"], root_logger, transform)
-    root_logger.info(set_color("FLOPs", "blue") + f": {flops}")
+    if not _trains_llm(recommender):  # counting would send the whole catalogue through it
+        transform = construct_transform(config)
+        flops = get_flops(recommender, data.dataset, config["device"], root_logger, transform)
+        root_logger.info(set_color("FLOPs", "blue") + f": {flops}")
 
     trainer = get_trainer(config)(config, recommender)
     if hasattr(trainer, "describe_data"):
-        trainer.describe_data(data.vocabulary, data.histories)
+        domains = getattr(data.dataset, "domains", None)
+        trainer.describe_data(data.vocabulary, data.histories, domains)
     trainer.on_epoch = on_epoch
     if state is not None:
         trainer.resume(resume, state)
@@ -232,13 +234,15 @@ def result_table(config, result) -> str:
     return "\n".join(lines)
 
 
-def load_model(path, model=None, device="cpu"):
+def load_model(path, model=None, device="cpu", config_dict=None):
     """Make the model of a checkpoint again, in evaluation mode; the dataset is not needed.
 
     Args:
         path: a checkpoint of recbole_hydra, best or last.
         model: the class, where it is neither ours nor RecBole's.
         device: where to put it.
+        config_dict: settings that go over the checkpoint's, such as ``item_llm``, where the language
+            model of the items' texts is now.
 
     Returns:
         The model, with ``model.checkpoint`` (path, settings, vocabulary, histories) for
@@ -249,7 +253,8 @@ def load_model(path, model=None, device="cpu"):
             number of users and items (graph and feature models do; use load_data_and_model).
     """
     state = checkpoint.load_checkpoint(path)
-    config = _config_of(state, path, model, config_dict={"use_gpu": False})
+    layer = {**(config_dict or {}), "use_gpu": False}
+    config = _config_of(state, path, model, config_dict=layer)
     config["device"] = device
     vocabulary = Vocabulary(config, state.get("vocabulary", {}))
     try:
@@ -296,6 +301,11 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
     checkpoint.restore_model(recommender, state, path)
     return config, recommender, data.dataset, *loaders
+
+
+def _trains_llm(model) -> bool:
+    text = getattr(model, "item_text", None)
+    return text is not None and text.is_trained
 
 
 def _config_of(

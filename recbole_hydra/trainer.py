@@ -3,6 +3,7 @@
 import os
 import time
 import uuid
+from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_hydra import checkpoint
+from recbole_hydra.checks import positive_number
+from recbole_hydra.data.domains import DomainLoaders
 from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, TrainingError
@@ -67,6 +70,7 @@ class ResumableTrainer:
         self._initial_numbers = _numbers(model)
         self.history = []
         self.on_epoch = None
+        self.domains = None
         self.data_state = {}
         self._saving = False
         self._resumed_state = None
@@ -77,9 +81,11 @@ class ResumableTrainer:
         self.saved_model_file = f"{run}{BEST}"
         self.last_model_file = f"{run}{LAST}"
 
-    def describe_data(self, vocabulary: dict, histories: dict) -> None:
-        """Give the checkpoints the raw ids and the users' histories; see :mod:`.data.dataset`."""
+    def describe_data(self, vocabulary: dict, histories: dict, domains=None) -> None:
+        """Give the checkpoints the raw ids and the users' histories, see :mod:`.data.dataset`, and
+        evaluation the domains."""
         self.data_state = {"vocabulary": vocabulary, "histories": histories}
+        self.domains = domains
 
     # -- RecBole's hooks ------------------------------------------------------------------------
 
@@ -91,6 +97,7 @@ class ResumableTrainer:
         digits from those of torch's default.
         """
         optimizer = super()._build_optimizer(**kwargs)
+        self._slow_down_llm(optimizer)
         fused = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
         if self.config["training_mode"] != "autoregressive" or type(optimizer) not in fused:
             return optimizer
@@ -99,6 +106,20 @@ class ResumableTrainer:
             for group in optimizer.param_groups
         ]
         return type(optimizer)(groups, fused=True)
+
+    def _slow_down_llm(self, optimizer):
+        """Give what is trained of an item LLM a learning rate of its own, ``llm_learning_rate``."""
+        text = getattr(self.model, "item_text", None)
+        if text is None or not text.is_trained:
+            return
+        llm = {id(parameter) for parameter in text.llm.parameters()}
+        (group,) = optimizer.param_groups
+        ours = [p for p in group["params"] if id(p) in llm and p.requires_grad]
+        group["params"] = [p for p in group["params"] if id(p) not in llm]
+        if ours:
+            options = {key: value for key, value in group.items() if key != "params"}
+            rate = positive_number("llm_learning_rate", self.config["llm_learning_rate"])
+            optimizer.add_param_group({**options, "params": ours, "lr": rate})
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, **kwargs):
         """Train as RecBole's ``fit``; a run that was resumed goes on where it was.
@@ -147,6 +168,40 @@ class ResumableTrainer:
             valid_result=dict(result),
         )
         return score, result
+
+    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+        """RecBole's ``evaluate``; with several domains, of each, and their means.
+
+        Returns:
+            The metrics; with domains the means over domains under their names, and those of a
+            domain under ``"ndcg@10 amazon-office"``.
+        """
+        if not isinstance(eval_data, DomainLoaders):
+            return super().evaluate(eval_data, load_best_model, model_file, show_progress)
+        results = {}
+        for name, loader in eval_data.by_name.items():
+            results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
+            load_best_model = False
+        places = self.config["metric_decimal_place"]
+        first = next(iter(results.values()))
+        mean = {
+            key: round(sum(result[key] for result in results.values()) / len(results), places)
+            for key in first
+        }
+        own = {f"{k} {name}": v for name, result in results.items() for k, v in result.items()}
+        return OrderedDict({**mean, **own})
+
+    def _full_sort_batch_eval(self, batched_data):
+        """RecBole's; with several domains, items of other domains than the target's have no score."""
+        interaction, scores, rows, targets = super()._full_sort_batch_eval(batched_data)
+        if (domains := self.domains) is not None:
+            domain = domains.of(targets)
+            for index in domain.unique().tolist():
+                start, stop = domains.ranges()[index]
+                mine = rows[domain == index]
+                scores[mine, :start] = -torch.inf
+                scores[mine, stop:] = -torch.inf
+        return interaction, scores, rows, targets
 
     def _end_epoch(self):
         """Save and report the epoch before, which RecBole's loop is now through with."""
@@ -243,9 +298,15 @@ class ResumableTrainer:
         for name, optimizer in self._optimizers().items():
             if name in training["optimizers"]:
                 optimizer.load_state_dict(training["optimizers"][name])
-            for key, option in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
-                if self.config[key] != state["config"][key]:  # given anew: it goes over the file's
-                    for group in optimizer.param_groups:
+            # Given anew, they go over the file's.
+            groups = optimizer.param_groups
+            for key, option, which in (
+                ("learning_rate", "lr", groups[:1] if self._has_llm_group(groups) else groups),
+                ("llm_learning_rate", "lr", groups[1:] if self._has_llm_group(groups) else []),
+                ("weight_decay", "weight_decay", groups),
+            ):
+                if self.config[key] != state["config"].get(key):
+                    for group in which:
                         group[option] = self.config[key]
         self.start_epoch = state["epoch"] + 1
         self.cur_step = training["cur_step"]
@@ -255,6 +316,10 @@ class ResumableTrainer:
         self.history = list(training["history"])
         self._resumed_state = training
         self.logger.info(f"Resuming {path} at epoch {self.start_epoch}")
+
+    def _has_llm_group(self, groups) -> bool:
+        """Whether the second of an optimizer's groups is :meth:`_slow_down_llm`'s."""
+        return len(groups) == 2 and getattr(self.model, "item_text", None) is not None
 
     def _restore_randomness(self, train_data):
         """Put every random generator where it was, last thing before the first resumed epoch."""

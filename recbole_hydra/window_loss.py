@@ -3,7 +3,7 @@
 import torch
 
 from recbole_hydra.data.windows import CONTINUES, HANDS_ON
-from recbole_hydra.model.causal import states_at, target_loss
+from recbole_hydra.model.causal import loss_step, states_at, target_loss
 
 
 class WindowLoss:
@@ -26,17 +26,17 @@ class WindowLoss:
             batch: an ``Interaction`` of :class:`recbole_hydra.data.windows.WindowLoader`.
         """
         model = self.model
-        targets = batch[model.POS_ITEM_ID].flatten()
+        item_seq, targets = batch[model.ITEM_SEQ], batch[model.POS_ITEM_ID].flatten()
         counted = targets.nonzero().squeeze(1)
-        if self.carry_state:
-            states = self._continued(batch, counted)
-        else:
-            states = states_at(model, batch[model.ITEM_SEQ], counted)
-        negatives = None
+        targets, negatives = targets.index_select(0, counted), None
         if model.loss_type == "BPR":
             negatives = batch[model.NEG_ITEM_ID].flatten(0, 1).index_select(0, counted)
-        return target_loss(model, states, targets.index_select(0, counted), negatives)
-
+        with loss_step(model, item_seq, targets, negatives):
+            if self.carry_state:
+                states = self._continued(batch, counted)
+            else:
+                states = states_at(model, item_seq, counted)
+            return target_loss(model, states, targets, negatives)
 
     def _continued(self, batch, counted):
         """States at the counted positions, starting from what earlier windows left."""

@@ -14,7 +14,9 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
+from recbole_hydra.data.domains import Domains, DomainLoaders, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
+from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import ConfigError, DatasetError
@@ -25,11 +27,19 @@ logger = logging.getLogger(__name__)
 def create_dataset(config):
     """Create the dataset that ``config`` names, as RecBole's ``create_dataset``.
 
+    With ``domains`` it is all of them in one, see :mod:`recbole_hydra.data.domains`. Where the model
+    reads item text, the dataset has it: ``item_text``, a string per internal item id.
+
     Raises:
-        DatasetError: no such dataset, a column that the config needs is not in its file, or no
-            interactions are left after filtering.
+        DatasetError: no such dataset, a column that the config needs is not in its file, no
+            interactions are left after filtering, or items have no text.
     """
+    if config["domains"]:
+        return join_domains(config, [create_dataset(own) for own in domain_configs(config)])
     _check_files(config)
+    texts = None
+    if has_item_text(config) and Path(config["data_path"]).exists():  # or RecBole fetches it
+        texts = read_item_texts(config)
     try:
         dataset = recbole.data.create_dataset(config)
     except ValueError as error:
@@ -41,6 +51,9 @@ def create_dataset(config):
         raise
     if len(dataset.inter_feat) == 0:
         raise DatasetError(f"dataset {config['dataset']}: its .inter file has no interactions")
+    if has_item_text(config):
+        texts = read_item_texts(config) if texts is None else texts
+        dataset.item_text = item_sentences(config, dataset, texts)
     return dataset
 
 
@@ -76,6 +89,14 @@ def prepare_data(config) -> PreparedData:
 
 def make_loaders(config, data: PreparedData) -> tuple:
     """The loaders of ``data`` under the settings of ``config``; see :func:`split_dataset`."""
+    loaders = _loaders(config, data)
+    domains = getattr(data.dataset, "domains", None)
+    if domains is None:
+        return loaders
+    return loaders[0], *(DomainLoaders(loader, domains) for loader in loaders[1:])
+
+
+def _loaders(config, data):
     if config["training_mode"] == "autoregressive":
         return _window_loaders(config, data.dataset, data.splits)
     if data.splits is None:
@@ -192,10 +213,18 @@ class Vocabulary:
 
     Args:
         config: the Config the ids were made under.
-        tokens: ``{"user": [raw ids], "item": [raw ids]}``, row 0 the padding.
+        tokens: ``{"user": [raw ids], "item": [raw ids]}``, row 0 the padding; and, where the dataset
+            has them, ``item_text`` and ``domain_start``.
     """
 
+    #: It has no interactions, so a model made on it is about to be loaded.
+    is_from_checkpoint = True
+
     def __init__(self, config, tokens: dict):
+        if "item_text" in tokens:
+            self.item_text = tokens["item_text"]
+        if "domain_start" in tokens:
+            self.domains = Domains(tuple(config["domains"]), tuple(tokens["domain_start"]))
         self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
         self.field2id_token = {
             field: tokens[name]

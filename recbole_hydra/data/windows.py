@@ -97,6 +97,28 @@ def bucketed_batches(windows: Windows, which, budget: int, generator) -> list[np
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
+def tempered(domain, targets, temperature: float, generator) -> np.ndarray:
+    """Draw windows for an epoch so that a domain of n targets has about n^(1/T) of them.
+
+    No window is drawn twice: the domain that would need its windows most often takes all of them
+    once, the others fewer, others in every epoch.
+
+    Args:
+        domain: index of each window's domain, (windows,). targets: targets of each, (windows,).
+        temperature: T, at least 1, which draws all; infinity draws the same from all domains.
+    """
+    total = np.bincount(domain, weights=targets)
+    share = np.where(total > 0, total, 1.0) ** (1 / temperature)
+    budget = share * (total / share)[total > 0].min()
+    order = torch.randperm(len(domain), generator=generator).numpy()
+    drawn = []
+    for index in np.flatnonzero(total):
+        mine = order[domain[order] == index]
+        before = np.cumsum(targets[mine]) - targets[mine]
+        drawn.append(mine[before < budget[index] - 0.5])
+    return np.sort(np.concatenate(drawn))
+
+
 def _cut_batches(which, targets, budget):
     """Cut ``which`` where the next window would go over the budget."""
     cuts, total = [], 0
@@ -175,6 +197,10 @@ class WindowLoader(AbstractDataLoader):
         self.is_target = torch.zeros(len(self.items), dtype=torch.bool)
         self.is_target[dataset.inter_feat[POSITION]] = True
         self.windows = self._cut(dataset)
+        self.temperature = config["domain_temperature"] or 1.0
+        if (domains := getattr(dataset, "domains", None)) is not None:
+            last = self.items[self.windows.start + self.windows.length]  # each window's last target
+            self.domain = domains.of(last).numpy()
         self.sample_size = len(self.windows)
         self.batches = None  # of the epoch that has begun
         torch.utils.data.DataLoader.__init__(
@@ -210,6 +236,9 @@ class WindowLoader(AbstractDataLoader):
         if self.carry_state:
             return carried_batches(self.windows, budget, generator)
         everything = np.arange(len(self.windows))
+        if self.temperature > 1:
+            targets = self.windows.targets
+            everything = tempered(self.domain, targets, self.temperature, generator)
         if not self.shuffle:
             return _cut_batches(everything, self.windows.targets, budget)
         return bucketed_batches(self.windows, everything, budget, generator)

@@ -1,7 +1,20 @@
 """``nn.Module``s built on :mod:`recbole_hydra.ops`. Nothing here imports RecBole."""
 
 from recbole_hydra.layers.dropout import Dropout
+from recbole_hydra.layers.item_llm import ItemLLM, find_llm, frozen_states, hash_llm
 from recbole_hydra.layers.mamba import Mamba, MultiHeadMamba, kept
 from recbole_hydra.layers.rotary import RotaryPositions
+from recbole_hydra.layers.text_items import TextItems
 
-__all__ = ["Dropout", "Mamba", "MultiHeadMamba", "RotaryPositions", "kept"]
+__all__ = [
+    "Dropout",
+    "ItemLLM",
+    "Mamba",
+    "MultiHeadMamba",
+    "RotaryPositions",
+    "TextItems",
+    "find_llm",
+    "frozen_states",
+    "hash_llm",
+    "kept",
+]

@@ -132,9 +132,7 @@ class MultiHeadMamba(nn.Module):
         ConfigError: a size that is not a positive integer, or an unknown backend.
     """
 
-    def __init__(
-        self, num_heads, head_dim, d_state=16, d_conv=4, expand=1, scan_backend="auto"
-    ):
+    def __init__(self, num_heads, head_dim, d_state=16, d_conv=4, expand=1, scan_backend="auto"):
         super().__init__()
         v = positive_int("num_heads", num_heads)
         positive_int("head_dim", head_dim)

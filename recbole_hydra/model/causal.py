@@ -1,6 +1,6 @@
 """The models that can be trained on every position of a sequence, and their states there."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
 
@@ -25,6 +25,14 @@ def is_causal(model_class: type) -> bool:
 def can_carry_state(model_class: type) -> bool:
     """Whether a model class has a state that a window can hand to the next: ours have."""
     return is_causal(model_class) and model_class not in RECBOLE_CAUSAL
+
+
+def loss_step(model, item_seq, targets, negatives=None):
+    """The context of :func:`states_at` and :func:`target_loss` for one batch; see ``step`` of
+    :class:`~recbole_hydra.model.sequential_recommender.base.StateSpaceRecommender`."""
+    if isinstance(model, StateSpaceRecommender):
+        return model.step(item_seq, targets, negatives)
+    return nullcontext()
 
 
 def states_at(model, item_seq, keep):

@@ -6,6 +6,7 @@ are one matrix product. Where a negative happens to be a row's target, it is lef
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.errors import ConfigError
@@ -56,6 +57,26 @@ class NegativeSampler:
         return items, (self.number * self.probability[items]).log().float()
 
 
+class TargetGroup(nn.Module):
+    """Items that targets are told apart from in training, instead of from the whole catalogue.
+
+    Args:
+        items: item ids, ascending, (members,).
+        n_items: size of the catalogue, the padding item 0 included.
+    """
+
+    def __init__(self, items, n_items):
+        super().__init__()
+        position = torch.full((n_items,), -1)
+        position[items] = torch.arange(len(items))
+        self.register_buffer("items", items, persistent=False)
+        self.register_buffer("position", position, persistent=False)
+
+    def rows(self, targets):
+        """Which of ``targets``, item ids (targets,), are in the group."""
+        return (self.position[targets] >= 0).nonzero().squeeze(1)
+
+
 def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=None):
     """Mean cross-entropy of each target against itself and the sampled negatives.
 
@@ -75,21 +96,21 @@ def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=N
     return -F.log_softmax(scores.float() if scores.dtype.itemsize < 4 else scores, 1)[:, 0].mean()
 
 
-def gbce(states, item_table, targets, negatives, t):
+def gbce(states, item_table, targets, negatives, t, n_items):
     """Mean generalised binary cross-entropy (Petrov and Macdonald 2023, arXiv 2308.07192, eq. 8-9).
 
     ::
 
         -1 / (k + 1) (beta log sigmoid(s+) + sum_k log(1 - sigmoid(s-)))
-        beta = alpha (t (1 - 1 / alpha) + 1 / alpha),    alpha = k / (items - 1)
+        beta = alpha (t (1 - 1 / alpha) + 1 / alpha),    alpha = k / (n_items - 1)
 
     With t = 0 it is plain binary cross-entropy; t = 1 calibrates the scores to the sampling.
 
-    Args: as :func:`sampled_cross_entropy`, and t in [0, 1].
+    Args: as :func:`sampled_cross_entropy`, t in [0, 1], and the number of items that can be drawn.
     """
     positive, negative = _scores(states, item_table, targets, negatives)
     k = len(negatives)
-    alpha = k / max(1, len(item_table) - 2)  # padding is no item, nor the target its own negative
+    alpha = k / max(1, n_items - 1)  # the target is not its own negative
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
     others = F.logsigmoid(-negative).masked_fill(negatives == targets[:, None], 0.0).sum(1)
     return -(beta * F.logsigmoid(positive) + others).mean() / (k + 1)

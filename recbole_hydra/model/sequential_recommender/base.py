@@ -1,15 +1,17 @@
 """What Hydra and Mamba4Rec share: losses, scoring and checks around a causal encoder."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.loss import BPRLoss
+from torch import nn
 
 from recbole_hydra.checks import boolean, fraction, one_of
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.model.losses import NegativeSampler, gbce, sampled_cross_entropy
+from recbole_hydra.model.losses import NegativeSampler, TargetGroup, gbce, sampled_cross_entropy
 from recbole_hydra.ops import linear_cross_entropy
 
 
@@ -28,26 +30,51 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
     #: or binary cross-entropy (gBCE) against negatives of our own.
     LOSS_TYPES = ("CE", "BPR", "SampledCE", "gBCE")
 
-    def __init__(self, config, dataset):
+    def __init__(self, config, dataset, trained_only=False):
+        """``trained_only``: items that no training row has for its target take no part in the loss,
+        not even as what the target is told apart from."""
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
         self.bpr = BPRLoss()
+        self.target_groups = self._group_targets(dataset, trained_only)
         if self.loss_type in ("SampledCE", "gBCE"):
             self._prepare_sampling(dataset)
 
+    def _group_targets(self, dataset, trained_only):
+        """One group of items per domain; None for the whole catalogue."""
+        domains = getattr(dataset, "domains", None)
+        if domains is None and not trained_only:
+            return None
+        counts = self._count_targets(dataset) if trained_only else torch.ones(self.n_items)
+        groups = []
+        for start, stop in [(1, self.n_items)] if domains is None else domains.ranges():
+            items = torch.arange(start, stop)
+            counted = counts[start:stop] > 0
+            groups.append(TargetGroup(items[counted] if counted.any() else items, self.n_items))
+        return nn.ModuleList(groups)
+
+    def _count_targets(self, dataset):
+        """How often each item is the target of a training row, (n_items,)."""
+        # A model loaded without its dataset cannot count; it will not be trained either.
+        counter = getattr(dataset, "item_counter", {})
+        return torch.tensor([counter.get(item, 0) for item in range(self.n_items)])
+
     def _prepare_sampling(self, dataset):
+        number = self.setting("num_negatives")
         distribution = self.setting("negative_distribution")
-        counts = None
-        if distribution == "popularity":
-            # A model loaded without its dataset cannot count; it will not be trained either.
-            counter = getattr(dataset, "item_counter", {})
-            counts = [counter.get(item, 0) for item in range(self.n_items)]
-        self.negative_sampler = NegativeSampler(
-            self.n_items, self.setting("num_negatives"), distribution, counts
-        )
         self.logq_correction = boolean("logq_correction", self.setting("logq_correction"))
         self.gbce_t = fraction("gbce_t", self.setting("gbce_t"))
+        counts = torch.ones(self.n_items)
+        if distribution == "popularity":
+            counts = self._count_targets(dataset)
+        catalogue = [torch.arange(1, self.n_items)]
+        members = [group.items for group in self.target_groups or []] or catalogue
+        #: One for the whole catalogue, or one per group.
+        self.negative_samplers = [
+            NegativeSampler(1 + len(items), number, distribution, [0, *counts[items].tolist()])
+            for items in members
+        ]
 
     def setting(self, key):
         """Return config[key]; a key that is missing is an error, never a silent default."""
@@ -84,35 +111,70 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
 
     def calculate_loss(self, interaction):
         """Mean loss of a batch of RecBole's rows: histories, their targets, BPR's negatives."""
-        states = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        item_seq, targets = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
         negatives = None
         if self.loss_type == "BPR":
             negatives = interaction[self.NEG_ITEM_ID].unsqueeze(1)
-        return self.target_loss(states, interaction[self.POS_ITEM_ID], negatives)
+        with self.step(item_seq, targets, negatives):
+            states = self.forward(item_seq, interaction[self.ITEM_SEQ_LEN])
+            return self.target_loss(states, targets, negatives)
+
+    def step(self, item_seq, targets, negatives=None):
+        """The context in which the loss of a batch is computed: :meth:`encode`, then
+        :meth:`target_loss`, on these items. Where items have to be computed, they are computed here,
+        once."""
+        return nullcontext()
 
     def target_loss(self, states, targets, negatives=None):
         """Mean loss of states against the items that came next.
 
         CE is the cross-entropy over all ``n_items`` rows of the item table (row 0 included, as in
-        RecBole's models); BPR is Rendle et al. 2009 against the given negatives; SampledCE and gBCE
-        draw ``num_negatives`` for the batch, see :mod:`recbole_hydra.model.losses`.
+        RecBole's models), or over the items of the target's group where there are groups; BPR is
+        Rendle et al. 2009 against the given negatives; SampledCE and gBCE draw ``num_negatives``
+        for the batch and group, see :mod:`recbole_hydra.model.losses`.
 
         Args:
             states: (targets, width). targets: item ids, (targets,).
             negatives: for BPR, item ids, (targets, negatives).
         """
         table = self.item_table
-        if self.loss_type == "CE":
-            return linear_cross_entropy(states, table, targets)
         if self.loss_type == "BPR":
             positive = (states * F.embedding(targets, table)).sum(-1, keepdim=True)
             negative = (states.unsqueeze(1) * F.embedding(negatives, table)).sum(-1)
             return self.bpr(positive.expand_as(negative), negative)
-        sampled, log_expected = self.negative_sampler.draw(states.device)
+        drawn = self._drawn_negatives(states.device)
+        if self.target_groups is None:
+            return self._loss_among(None, states, table, targets, *drawn[0])
+        total = 0.0
+        for group, sample in zip(self.target_groups, drawn, strict=True):
+            rows = group.rows(targets)
+            if len(rows):
+                mine = states.index_select(0, rows), table, targets.index_select(0, rows)
+                total = total + len(rows) * self._loss_among(group, *mine, *sample)
+        return total / len(targets)
+
+    def _loss_among(self, group, states, table, targets, sampled, log_expected):
+        """Mean loss of targets of one group, or of the catalogue."""
+        if self.loss_type == "CE":
+            if group is not None:
+                table, targets = table.index_select(0, group.items), group.position[targets]
+            return linear_cross_entropy(states, table, targets)
         if self.loss_type == "gBCE":
-            return gbce(states, table, targets, sampled, self.gbce_t)
+            number = self.n_items - 1 if group is None else len(group.items)
+            return gbce(states, table, targets, sampled, self.gbce_t, number)
         log_expected = log_expected if self.logq_correction else None
         return sampled_cross_entropy(states, table, targets, sampled, log_expected)
+
+    def _drawn_negatives(self, device):
+        """Negatives of a batch, for the catalogue or each group: item ids, and the log of how often
+        each is expected to be drawn; (None, None) for losses without."""
+        if self.loss_type not in ("SampledCE", "gBCE"):
+            return [(None, None)] * (1 if self.target_groups is None else len(self.target_groups))
+        drawn = [sampler.draw(device) for sampler in self.negative_samplers]
+        if self.target_groups is None:
+            return drawn
+        groups = zip(self.target_groups, drawn, strict=True)
+        return [(group.items[items - 1], expected) for group, (items, expected) in groups]
 
     def predict(self, interaction):
         """Score of each row's one candidate, (batch,)."""

@@ -2,7 +2,8 @@
 
 The model, top to bottom. d is ``hidden_size``, v ``num_heads``, d_c ``head_dim``, n the length::
 
-    item model          H = RMSNorm(Dropout(E[items]))                          n x d
+    item model          H0 = E[items], or W LLM(text, [ITEM]), or their sum     n x d
+                        H = RMSNorm(Dropout(H0))
 
     Hydra layer,        Ht = RMSNorm(H)
     num_layers times    X = Split(SiLU(W_X Ht)) = [X_1 .. X_v]                  history branch
@@ -11,20 +12,35 @@ The model, top to bottom. d is ``hidden_size``, v ``num_heads``, d_c ``head_dim`
                         H = H + Dropout(W_O (norm(Y) * Z))
                         H = H + Dropout(FFN(RMSNorm(H)))
 
-    prediction          scores = RMSNorm(H)_last E^T
+    prediction          scores = RMSNorm(H)_last H0_all^T
 
 What the paper writes is above. What it leaves open is ours, a config key each: the norm on Y
 (``y_norm``), the form and width of the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a
 head (``expand``), whether prediction shares the item embeddings (``tie_embeddings``), the base of
-RoPE (``rope_base``).
+RoPE (``rope_base``). Ours is also the sum of both item models, in which E starts at zero: an item is
+what its text says, and what its users add to that (as in collaborative topic regression, Wang and
+Blei 2011); one without users is its text alone.
 """
+
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number, probability
-from recbole_hydra.layers import Dropout, MultiHeadMamba, RotaryPositions, kept
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.layers import (
+    Dropout,
+    ItemLLM,
+    MultiHeadMamba,
+    RotaryPositions,
+    TextItems,
+    find_llm,
+    frozen_states,
+    hash_llm,
+    kept,
+)
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
 
@@ -33,57 +49,188 @@ class Hydra(StateSpaceRecommender):
 
     Config keys: hidden_size, num_layers, num_heads, head_dim, d_state, d_conv, expand,
     dropout_prob, ffn_type, ffn_size, y_norm, rope_base, tie_embeddings, initializer_range,
-    norm_eps, loss_type, scan_backend. Defaults and meanings:
-    ``properties/model/Hydra.yaml``.
+    norm_eps, loss_type, scan_backend, user_model, item_encoder and, for text, the item_* and llm_*
+    and lora_* keys. Defaults and meanings: ``properties/model/Hydra.yaml``.
+
+    With text the dataset has the texts of its items, ``item_text`` (n_items,), and the catalogue
+    may have items without interactions; the loss tells targets apart from items of training only.
+    With several domains the dataset has ``domains``, see :mod:`recbole_hydra.data.domains`.
 
     Raises:
         ConfigError: a key that is missing or out of range, such as an odd ``head_dim``.
     """
 
     def __init__(self, config, dataset):
-        super().__init__(config, dataset)
+        has_text = "text" in str(config["item_encoder"])
+        super().__init__(config, dataset, trained_only=has_text)
         d = positive_int("hidden_size", self.setting("hidden_size"))
         num_layers = positive_int("num_layers", self.setting("num_layers"))
         std = positive_number("initializer_range", self.setting("initializer_range"))
         eps = positive_number("norm_eps", self.setting("norm_eps"))
         tied = boolean("tie_embeddings", self.setting("tie_embeddings"))
         dropout = probability("dropout_prob", self.setting("dropout_prob"))
+        encoder = one_of("item_encoder", self.setting("item_encoder"), ("id", "text", "id+text"))
+        if has_text and not tied:
+            raise ConfigError(
+                "tie_embeddings: False gives the scores a table of ids; item_encoder "
+                f"{encoder} needs True"
+            )
 
-        self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
+        self.item_embedding = None
+        if "id" in encoder:
+            self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
         self.item_norm = nn.RMSNorm(d, eps)
         self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList(
-            HydraLayer(
-                d,
-                self.setting("num_heads"),
-                self.setting("head_dim"),
-                mamba={k: self.setting(k) for k in ("d_state", "d_conv", "expand", "scan_backend")},
-                rope_base=self.setting("rope_base"),
-                y_norm=self.setting("y_norm"),
-                ffn_type=self.setting("ffn_type"),
-                ffn_size=self.setting("ffn_size"),
-                dropout=dropout,
-                eps=eps,
+        stacks = [
+            nn.ModuleList(
+                HydraLayer(
+                    d,
+                    self.setting("num_heads"),
+                    self.setting("head_dim"),
+                    mamba={
+                        key: self.setting(key)
+                        for key in ("d_state", "d_conv", "expand", "scan_backend")
+                    },
+                    rope_base=self.setting("rope_base"),
+                    y_norm=self.setting("y_norm"),
+                    ffn_type=self.setting("ffn_type"),
+                    ffn_size=self.setting("ffn_size"),
+                    dropout=dropout,
+                    eps=eps,
+                )
+                for _ in range(num_layers)
             )
-            for _ in range(num_layers)
-        )
+            for _ in range(self._number_of_stacks(dataset))
+        ]
+        #: With ``user_model: per_domain`` the layers of each domain, otherwise those of all.
+        self.layers = nn.ModuleList(stacks) if self.domain_start is not None else stacks[0]
         self.output_norm = nn.RMSNorm(d, eps)
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
 
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=std)
+        self.item_text = None
+        if has_text:
+            self.item_text = self._text_items(config, dataset, d, std)
+            if self.item_embedding is not None:
+                nn.init.zeros_(self.item_embedding.weight)
+        self.show_progress = bool(config["show_progress"])
+        self._step_table = self._step_negatives = None  # within step()
+        self._frozen_table = None  # while evaluating
         del self._config
+
+    def _number_of_stacks(self, dataset) -> int:
+        """How often there are layers; sets ``domain_start``, where each domain's items begin."""
+        choice = one_of("user_model", self.setting("user_model"), ("shared", "per_domain"))
+        domains = getattr(dataset, "domains", None)
+        per_domain = choice == "per_domain" and domains is not None
+        start = torch.tensor([first for first, _ in domains.ranges()]) if per_domain else None
+        self.register_buffer("domain_start", start, persistent=False)
+        return len(start) if per_domain else 1
+
+    def _text_items(self, config, dataset, d, std):
+        """The module that makes vectors of the items' texts."""
+        name, length = self.setting("item_llm"), self.setting("item_text_length")
+        training = one_of("llm_training", self.setting("llm_training"), ("frozen", "lora", "full"))
+        if training != "frozen" and self.loss_type == "CE":
+            raise ConfigError(
+                f"loss_type: CE ranks all items, so that with llm_training {training} every step "
+                "would send the whole catalogue through the LLM; use SampledCE or gBCE"
+            )
+        folder, device, progress = find_llm(name), config["device"], bool(config["show_progress"])
+        identity = {"name": str(name), "hash": hash_llm(folder)}
+        states = llm = None
+        if training == "frozen" or not getattr(dataset, "is_from_checkpoint", False):
+            cache = self.setting("item_llm_cache")
+            parts = [(0, self.n_items)]
+            if (domains := getattr(dataset, "domains", None)) is not None:
+                parts = [(0, 1), *domains.ranges()]  # so that a domain's file serves it alone, too
+            states = torch.cat(
+                [
+                    frozen_states(
+                        folder, dataset.item_text[slice(*part)], length, device, cache, progress
+                    )
+                    for part in parts
+                ]
+            )
+        if training != "frozen":
+            lora = {
+                key: self.setting(f"lora_{key}")
+                for key in ("rank", "alpha", "dropout", "target_modules")
+            }
+            checkpointing = self.setting("llm_gradient_checkpointing")
+            llm = ItemLLM(folder, length, training, lora, checkpointing, device)
+            llm.tokenise(dataset.item_text, progress)
+        return TextItems(states, llm, identity, d, std)
+
+    # -- items -----------------------------------------------------------------------------------
 
     @property
     def item_table(self):
-        """The vectors that states are compared with, (n_items, hidden_size)."""
-        return (self.output_embedding or self.item_embedding).weight
+        """The vectors that states are compared with, (n_items, hidden_size).
+
+        Those of texts are computed once per training step, see :meth:`step`, and once per
+        evaluation.
+        """
+        if self.item_text is None:
+            return (self.output_embedding or self.item_embedding).weight
+        if self._step_table is not None:
+            return self._step_table
+        if self.training or torch.is_grad_enabled():
+            return self._vectors()
+        if self._frozen_table is None:
+            self._frozen_table = self._vectors(show_progress=self.show_progress)
+        return self._frozen_table
+
+    def _vectors(self, ids=None, show_progress=False):
+        """The item table, (n_items, hidden_size), zero in rows other than ``ids``."""
+        if ids is None:
+            ids = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
+        vectors = self.item_text(ids, show_progress and self.item_text.is_trained)
+        if self.item_embedding is not None:
+            vectors = vectors + self.item_embedding(ids)
+        return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, ids, vectors)
+
+    @contextmanager
+    def step(self, item_seq, targets, negatives=None):
+        """Compute the items of a batch, once: for CE all, otherwise inputs, targets, negatives."""
+        if self.item_text is None:
+            yield
+            return
+        ids = None
+        if self.loss_type != "CE":
+            self._step_negatives = self._drawn_negatives(targets.device)
+            parts = [item_seq, targets, *(items for items, _ in self._step_negatives)]
+            parts += [] if negatives is None else [negatives]
+            ids = torch.cat([part.flatten() for part in parts if part is not None]).unique()
+            ids = ids[ids > 0]
+        self._step_table = self._vectors(ids)
+        try:
+            yield
+        finally:
+            self._step_table = self._step_negatives = None
+
+    def _drawn_negatives(self, device):
+        return self._step_negatives or super()._drawn_negatives(device)
+
+    def train(self, mode=True):
+        """Set the mode, as torch's; what was computed for an evaluation is forgotten."""
+        self._frozen_table = None
+        super().train(mode)
+        if self.item_text is not None and self.item_text.is_trained:
+            # What is not trained draws no dropout either, as after adapting the layers alone.
+            trained = any(p.requires_grad for p in self.item_text.llm.parameters())
+            self.item_text.llm.train(mode and trained)
+        return self
+
+    # -- users -----------------------------------------------------------------------------------
 
     def initial_state(self, batch):
         """The state before the first item; see :meth:`encode`."""
-        position = torch.zeros(batch, dtype=torch.long, device=self.item_table.device)
-        return position, *(part for x in self.layers for part in x.mamba.initial_state(batch))
+        layers = self.layers if self.domain_start is None else self.layers[0]
+        position = torch.zeros(batch, dtype=torch.long, device=self.output_norm.weight.device)
+        return position, *(part for x in layers for part in x.mamba.initial_state(batch))
 
     def encode(self, item_seq, state=None, keep=None):
         """Map item ids, (batch, length), to states, (batch, length, hidden_size).
@@ -92,19 +239,60 @@ class Hydra(StateSpaceRecommender):
         :meth:`recbole_hydra.layers.Mamba.forward`. With it, returns (states, state after the last).
         With ``keep``, see :func:`recbole_hydra.layers.kept`, the states are those positions' only.
         """
-        H = self.item_norm(self.dropout(self.item_embedding(item_seq)))
-        last = len(self.layers) - 1
+        if self.item_text is None:
+            H0 = self.item_embedding(item_seq)
+        else:
+            H0 = F.embedding(item_seq, self.item_table, padding_idx=0)
+        H = self.item_norm(self.dropout(H0))
+        if self.domain_start is None:
+            H, state = self._run(self.layers, H, state, keep)
+        else:
+            H, state = self._run_by_domain(item_seq, H, state, keep)
+        H = self.output_norm(H)
+        return H if state is None else (H, state)
+
+    def _run(self, layers, H, state, keep):
+        """Apply ``layers``; returns (states, state after the last, None if none was given)."""
+        last = len(layers) - 1
         if state is None:
-            for i, layer in enumerate(self.layers):
+            for i, layer in enumerate(layers):
                 H = layer(H, keep=keep if i == last else None)
-            return self.output_norm(H)
+            return H, None
         position, *parts = state
-        after = [position + item_seq.shape[1]]
+        after = [position + H.shape[1]]
         for i, mamba_state in enumerate(per_layer(parts)):
             to_keep = keep if i == last else None
-            H, mamba_state = self.layers[i](H, position, mamba_state, to_keep)
+            H, mamba_state = layers[i](H, position, mamba_state, to_keep)
             after += mamba_state
-        return self.output_norm(H), tuple(after)
+        return H, tuple(after)
+
+    def _run_by_domain(self, item_seq, H, state, keep):
+        """As :meth:`_run`, each row with the layers of the domain its items are from."""
+        length = H.shape[1]
+        domain = torch.bucketize(item_seq[:, 0], self.domain_start, right=True) - 1
+        domain = domain.clamp_min(0)  # a row of padding alone
+        out, after, where = [], [], []
+        for index in domain.unique().tolist():
+            rows = (domain == index).nonzero().squeeze(1)
+            mine, place = None, rows
+            if keep is not None:
+                row_of = torch.full_like(domain, -1)
+                row_of[rows] = torch.arange(len(rows), device=rows.device)
+                row = row_of[keep // length]
+                place = (row >= 0).nonzero().squeeze(1)
+                mine = row[place] * length + keep[place] % length
+            own = None if state is None else tuple(part.index_select(0, rows) for part in state)
+            states, own = self._run(self.layers[index], H.index_select(0, rows), own, mine)
+            out.append(states)
+            after.append((rows, own))
+            where.append(place)
+        back = torch.cat(where).argsort()
+        H = torch.cat(out).index_select(0, back)
+        if state is not None:
+            back = torch.cat([rows for rows, _ in after]).argsort()
+            parts = zip(*(own for _, own in after), strict=True)
+            state = tuple(torch.cat(part).index_select(0, back) for part in parts)
+        return H, state
 
 
 class HydraLayer(nn.Module):

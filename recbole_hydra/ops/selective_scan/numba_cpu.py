@@ -119,9 +119,7 @@ def _forward_task(b, begin, sizes, u, delta, a2, B, C, D, h0, y, final, stored):
 
 
 @compiled
-def _backward(
-    sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal, gu, gdelta, gA, gB, gC, gD, gh0
-):
+def _backward(sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal, gu, gdelta, gA, gB, gC, gD, gh0):
     batch, octets, of_task = sizes[0], sizes[5], sizes[7]
     tasks = octets // of_task
     for task in prange(batch * tasks):

@@ -1,0 +1,89 @@
+"""Item vectors out of item texts: the item LLM's states, projected to the width of the model."""
+
+import torch
+from torch import nn
+
+from recbole_hydra.errors import CheckpointError
+
+
+class TextItems(nn.Module):
+    """Projects the states of an item LLM: ``W ((state - center) / scale)``.
+
+    ``center`` and ``scale`` are the mean and standard deviation of each feature over the items
+    before any training. They change nothing in what a linear map with a bias can say, and spare it
+    from first finding the few directions in which language models' states differ.
+
+    What a checkpoint holds of it is the projection, center and scale, ``[ITEM]``, what training
+    changes in the LLM (LoRA), and the LLM's name and hash; neither the LLM nor the states of items.
+
+    Args:
+        states: (items, llm width), of the LLM as others trained it; row 0, padding, is not used.
+            With an ``llm``, None will do where a checkpoint is loaded next.
+        llm: :class:`~.item_llm.ItemLLM` to be trained, its items tokenised; None if it is frozen.
+        identity: ``{"name": ..., "hash": ...}`` of the LLM.
+        width: of the item vectors.
+        std: standard deviation of the item vectors' entries at the start.
+    """
+
+    def __init__(self, states, llm, identity, width, std):
+        super().__init__()
+        self.llm, self.identity = llm, identity
+        llm_width = llm.width if states is None else states.shape[1]
+        center, scale = torch.zeros(llm_width), torch.ones(llm_width)
+        if states is not None:
+            center = states[1:].mean(0)
+            scale = states[1:].std(0, correction=0).clamp_min(1e-6)
+        self.register_buffer("center", center)
+        self.register_buffer("scale", scale)
+        self.register_buffer("states", states if llm is None else None, persistent=False)
+        self.projection = nn.Linear(llm_width, width, bias=False)
+        nn.init.normal_(self.projection.weight, std=std * llm_width**-0.5)
+        self._not_saved = set()
+        if llm is not None:
+            self._not_saved = {f"llm.{n}" for n, p in llm.named_parameters() if not p.requires_grad}
+            self._not_saved |= {f"llm.{name}" for name, _ in llm.named_buffers()}
+            self.register_state_dict_post_hook(_leave_out)
+            self.register_load_state_dict_post_hook(_let_be_missing)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the LLM is trained, so that its states change."""
+        return self.llm is not None
+
+    def forward(self, ids, show_progress=False):
+        """Vectors of items, (items, width). ids: distinct item ids, (items,)."""
+        if self.llm is None:
+            states = self.states.index_select(0, ids)
+        else:
+            states = self.llm(ids, show_progress)
+        return self.projection((states - self.center) / self.scale)
+
+    def get_extra_state(self):
+        """The LLM's name and hash, for a checkpoint."""
+        return dict(self.identity)
+
+    def set_extra_state(self, state):
+        """Check the LLM's hash against a checkpoint's.
+
+        Raises:
+            CheckpointError: it is another model.
+        """
+        if state["hash"] != self.identity["hash"]:
+            raise CheckpointError(
+                f"item_llm: {self.identity['name']} is not the model that the checkpoint was "
+                f"trained with ({state['name']}, hash {state['hash']}); set item_llm to that one"
+            )
+
+
+def _leave_out(module, state_dict, prefix, local_metadata):
+    """Leave out of a state_dict what training does not change."""
+    for name in module._not_saved:
+        state_dict.pop(prefix + name, None)
+
+
+def _let_be_missing(module, incompatible_keys):
+    """Let a state_dict lack what :func:`_leave_out` leaves out."""
+    missing = incompatible_keys.missing_keys
+    missing[:] = [
+        key for key in missing if key[max(0, key.find("llm.")) :] not in module._not_saved
+    ]
