@@ -10,6 +10,7 @@ compat.apply()
 
 from recbole_hydra.config import Config, default_config  # noqa: E402
 from recbole_hydra.model import Hydra, Mamba4Rec  # noqa: E402
+from recbole_hydra.new_items import add_items  # noqa: E402
 from recbole_hydra.quick_start import (  # noqa: E402
     load_data_and_model,
     load_model,
@@ -23,6 +24,7 @@ __all__ = [
     "Config",
     "Hydra",
     "Mamba4Rec",
+    "add_items",
     "default_config",
     "load_data_and_model",
     "load_model",

@@ -15,6 +15,9 @@ Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation a
   --model=NAME           Hydra, Mamba4Rec, SASRec, GRU4Rec, Pop, ...
   --dataset=NAME         ml-100k (comes with RecBole), or one in data_path
   --data_path=FOLDER     where FOLDER/NAME/NAME.inter is; default: dataset
+  --domains=A,B          several datasets at once, instead of --dataset
+  --item_encoder=text    Hydra: what items are is what their texts say; --item_llm=FOLDER
+  --adapt_from=FILE      Hydra on text: start from a model of other datasets
   --config_files=A,B     yaml files, later ones over earlier ones
   --resume=FILE          continue a killed run from its .last.pth
   --saved=False          write no checkpoints
@@ -29,7 +32,8 @@ usage: recbole-hydra compare --models=A,B --dataset=A,B --output_dir=FOLDER [--k
 Train and test every model with every seed on every dataset; write tables and plots to FOLDER.
 
   --models=A,B              Hydra, Mamba4Rec, SASRec, GRU4Rec, ...
-  --dataset=A,B             ml-100k (comes with RecBole), or those in data_path
+  --dataset=A,B             ml-100k (comes with RecBole), or those in data_path;
+                            --domains=A,B instead: one model for both
   --seeds=2020,2021,2022    default: 2020
   --output_dir=FOLDER       new or empty, unless --resume=True
   --resume=True             continue what FOLDER holds of this comparison
@@ -126,7 +130,7 @@ def compare(argv: list[str]):
 
     arguments = parse_arguments(argv)
     for key in ("models", "dataset", "output_dir"):
-        if key not in arguments:
+        if key not in arguments and not (key == "dataset" and "domains" in arguments):
             raise ComparisonError(f"compare: --{key} is missing; see recbole-hydra compare --help")
     switches = {
         key: parse_value(arguments.pop(key))
@@ -142,7 +146,7 @@ def compare(argv: list[str]):
     output_dir = arguments.pop("output_dir")
     comparison = run_comparison(
         [str(name) for name in parse_list(arguments.pop("models"))],
-        [str(name) for name in parse_list(arguments.pop("dataset"))],
+        [str(name) for name in parse_list(arguments.pop("dataset", ""))],
         parse_list(arguments.pop("seeds", "2020")),
         output_dir,
         config_file_list=parse_list(arguments.pop("config_files", "")),
@@ -176,9 +180,9 @@ def tune(argv: list[str]):
 
     arguments = parse_arguments(argv)
     for key in ("model", "dataset", "output_dir"):
-        if key not in arguments:
+        if key not in arguments and not (key == "dataset" and "domains" in arguments):
             raise TuneError(f"tune: --{key} is missing; see recbole-hydra tune --help")
-    names = {key: arguments.pop(key) for key in ("model", "dataset", "output_dir")}
+    names = {key: arguments.pop(key, None) for key in ("model", "dataset", "output_dir")}
     names.update({key: arguments.pop(key) for key in ("space", "ray_address") if key in arguments})
     settings = {
         key: parse_value(arguments.pop(key))

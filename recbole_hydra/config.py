@@ -14,6 +14,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, InputType
 
+from recbole_hydra import checkpoint
 from recbole_hydra.checks import boolean, did_you_mean, one_of
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model import get_model
@@ -56,6 +57,7 @@ PROTOCOL = (
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
     "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
     "val_interval", "rm_dup_inter", "domains", "merge_users",
+    "rank_all_items",
 )  # fmt: skip
 
 #: Settings that name a file or folder of the user's, stored as absolute paths: runs of a comparison
@@ -64,6 +66,13 @@ PATH_KEYS = ("item_llm", "item_llm_cache", "adapt_from")
 
 #: What a domain's own Config may not bring into the joint one.
 _NOT_OF_A_DOMAIN = {"dataset", "data_path", "domains", "domain_settings", "device"}
+
+#: What a model that is adapted does not take over from its checkpoint: how to train, and data.
+_NOT_OF_ORIGIN = {
+    "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
+    "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
+    "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
+}  # fmt: skip
 
 #: What turns BPR's negative sampling on where nobody asked for another.
 BPR_NEGATIVES = {"distribution": "uniform", "sample_num": 1}
@@ -86,6 +95,12 @@ def default_config(model: str) -> str:
         hint = did_you_mean(model, known) or f"; there are defaults for {', '.join(known)}"
         raise ConfigError(f"default_config: no default configuration of {model!r}{hint}")
     return str(path)
+
+
+def trains_llm(settings) -> bool:
+    """Whether settings, a dict or Config, of a model with item text train its LLM."""
+    kept = settings["adapt_from"] and "lora" not in (settings["adapt"] or [])
+    return settings["llm_training"] != "frozen" and not kept
 
 
 def parse_value(text: str):
@@ -154,8 +169,8 @@ class Config(RecBoleConfig):
     - ``training_mode: auto`` becomes the mode that fits the model;
     - keys missing from the user's ``eval_args`` keep their defaults;
     - lists may be written comma- or space-separated, and no value is evaluated as code;
-    - ``domains`` may stand for ``dataset``; ``domain_settings`` then holds, per domain, the settings
-      that it has of its own, from its ``properties/dataset`` yaml or from the user;
+    - ``domains`` may stand for ``dataset``; ``domain_settings`` then holds the settings that each
+      has of its own, from its ``properties/dataset`` yaml or from the user;
     - ``use_gpu: False`` means the CPU, and ``CUDA_VISIBLE_DEVICES`` yields only to a ``gpu_id``
       that the user wrote.
 
@@ -247,7 +262,7 @@ class Config(RecBoleConfig):
         return model.__name__, model, str(dataset)
 
     def _joint_name(self, dataset):
-        """The name of the dataset that ``domains`` make together, checked; otherwise ``dataset``."""
+        """The name of the dataset that ``domains`` make together; without them ``dataset``."""
         domains = self.external_config_dict.get("domains")
         if domains is None:
             return dataset
@@ -288,6 +303,7 @@ class Config(RecBoleConfig):
         for file in (PROPERTIES / "model" / f"{model}.yaml", dataset_file):
             if file.is_file():
                 self._update_internal_config_dict(file)
+        self._settings = {**self._settings_of_origin(), **self._settings}
         self.internal_config_dict.update(self._settings)
         self._known_columns = (
             recbole_dataset.is_file()
@@ -300,6 +316,20 @@ class Config(RecBoleConfig):
         self._read_keys = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
         self._read_keys |= own or set()
         self._check_keys()
+
+    def _settings_of_origin(self) -> dict:
+        """The settings that decide the form of the model that ``adapt_from`` names."""
+        origin = self.external_config_dict.get("adapt_from")
+        if not origin or "adapt_from" not in self.internal_config_dict:
+            return {}
+        settings = checkpoint.load_checkpoint(os.path.expanduser(origin))["config"]
+        if "text" not in str(settings.get("item_encoder")):
+            raise ConfigError(
+                f"adapt_from: {origin} knows its items by their ids, which another dataset does "
+                "not share; it takes a model with item_encoder text or id+text"
+            )
+        own = yaml.safe_load((PROPERTIES / "model" / "Hydra.yaml").read_text(encoding="utf-8"))
+        return {key: settings[key] for key in own if key in settings and key not in _NOT_OF_ORIGIN}
 
     def _check_keys(self):
         """Refuse keys of the user's layers that nothing reads; note those only other models do."""
@@ -372,13 +402,14 @@ class Config(RecBoleConfig):
         self.notes.append(f"load_col is not set: loading {final['load_col']}")
 
     def _choose_item_column(self, final):
-        """Load the ids of the ``.item`` file where texts are read: its items are all candidates."""
+        """Resolve ``rank_all_items: ~``, and load the ids of the ``.item`` file for it."""
         columns, item_id = final["load_col"], final["ITEM_ID_FIELD"]
-        if "text" not in str(final.get("item_encoder")) or not isinstance(columns, dict):
-            return
-        if item_id not in (columns.get("item") or []):
-            final["load_col"] = {**columns, "item": [item_id, *(columns.get("item") or [])]}
-            self.notes.append("load_col: all items of the .item file are ranked, for item_encoder")
+        if final["rank_all_items"] is None:
+            final["rank_all_items"] = "text" in str(final.get("item_encoder"))
+        loaded = (columns.get("item") or []) if isinstance(columns, dict) else [item_id]
+        if boolean("rank_all_items", final["rank_all_items"]) and item_id not in loaded:
+            final["load_col"] = {**columns, "item": [item_id, *loaded]}
+            self.notes.append("rank_all_items: all items of the .item file are candidates")
 
     # -- values that depend on each other ------------------------------------------------------
 
@@ -409,7 +440,7 @@ class Config(RecBoleConfig):
         final = self.final_config_dict
         chosen = "loss_type" in self.external_config_dict or "loss_type" in self._settings
         if "text" in str(final.get("item_encoder")) and not chosen:
-            if final["llm_training"] != "frozen" and final["loss_type"] == "CE":
+            if trains_llm(final) and final["loss_type"] == "CE":
                 final["loss_type"] = "SampledCE"
                 self.notes.append(
                     "loss_type: SampledCE, since CE would send every item of the catalogue "

@@ -10,6 +10,7 @@ from recbole.data.transform import construct_transform
 from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color
 
 from recbole_hydra import checkpoint
+from recbole_hydra.adapt import freeze_other_parts, load_parts
 from recbole_hydra.checks import boolean
 from recbole_hydra.config import Config
 from recbole_hydra.data import PreparedData, Vocabulary, make_loaders, prepare_data
@@ -66,7 +67,8 @@ def run_recbole_hydra(
         ``test_result``) and ``wall_seconds`` (of this call), ``test_seconds``, ``epochs_run`` (of
         the whole run), ``parameters`` (``item_table``, ``other``, ``total``), ``history`` (one dict
         per epoch, see :class:`~recbole_hydra.trainer.ResumableTrainer`), ``best_checkpoint`` and
-        ``last_checkpoint`` (paths, None if not saved).
+        ``last_checkpoint`` (paths, None if not saved); with ``adapt_from`` also ``zero_shot``,
+        the metrics before any training, ``{"valid": ..., "test": ...}``.
 
     Raises:
         RecBoleHydraError: bad input, in one line; see :mod:`recbole_hydra.errors`.
@@ -125,6 +127,11 @@ def train(
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    adapts = bool(config["adapt_from"]) and getattr(recommender, "item_text", None) is not None
+    if adapts:
+        freeze_other_parts(recommender, config)
+        if state is None:
+            load_parts(recommender, config, data.vocabulary)
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _trains_llm(recommender):  # counting would send the whole catalogue through it
@@ -139,6 +146,13 @@ def train(
     trainer.on_epoch = on_epoch
     if state is not None:
         trainer.resume(resume, state)
+    zero_shot = None
+    if adapts and state is None:
+        zero_shot = {
+            phase: dict(trainer.evaluate(loader, False, show_progress=config["show_progress"]))
+            for phase, loader in zip(("valid", "test"), loaders[1:], strict=True)
+        }
+        root_logger.info(set_color("before any training", "yellow") + f": {zero_shot}")
     best_score, best_result = trainer.fit(
         *loaders[:2], saved=saved, show_progress=config["show_progress"]
     )
@@ -154,6 +168,8 @@ def train(
         "best_checkpoint": str(trainer.saved_model_file) if saved else None,
         "last_checkpoint": getattr(trainer, "last_model_file", None) if saved else None,
     }
+    if zero_shot is not None:
+        result["zero_shot"] = zero_shot
     return Run(config, data, loaders, trainer, result)
 
 
@@ -222,12 +238,16 @@ def result_table(config, result) -> str:
 
     valid, test = result["best_valid_result"] or {}, result["test_result"] or {}
     rows = [[metric, valid.get(metric), value] for metric, value in test.items()]
+    headers = ["metric", "valid", "test"]
+    if "zero_shot" in result:
+        headers.append("test, before training")
+        rows = [[*row, result["zero_shot"]["test"][row[0]]] for row in rows]
     parameters = result["parameters"]
     lines = [
         f"{config['model']} on {config['dataset']}: {result['epochs_run']} epochs, "
         f"{result['wall_seconds']:.1f} s, {parameters['total']:,} parameters "
         f"({parameters['item_table']:,} item table + {parameters['other']:,} other)",
-        tabulate(rows, headers=["metric", "valid", "test"], floatfmt=".4f", tablefmt="simple"),
+        tabulate(rows, headers=headers, floatfmt=".4f", tablefmt="simple"),
     ]
     if result["best_checkpoint"]:
         lines.append(f"best model: {result['best_checkpoint']}")
@@ -241,8 +261,8 @@ def load_model(path, model=None, device="cpu", config_dict=None):
         path: a checkpoint of recbole_hydra, best or last.
         model: the class, where it is neither ours nor RecBole's.
         device: where to put it.
-        config_dict: settings that go over the checkpoint's, such as ``item_llm``, where the language
-            model of the items' texts is now.
+        config_dict: settings that go over the checkpoint's, such as ``item_llm``, where the
+            language model of the items' texts is now.
 
     Returns:
         The model, with ``model.checkpoint`` (path, settings, vocabulary, histories) for

@@ -11,7 +11,7 @@ from recbole_hydra.quick_start import load_model
 
 
 @torch.no_grad()
-def recommend(model, user, k=10, exclude_history=False):
+def recommend(model, user, k=10, exclude_history=False, domain=None):
     """Recommend the ``k`` best items to a user, known or described by a history.
 
     Args:
@@ -21,6 +21,8 @@ def recommend(model, user, k=10, exclude_history=False):
             model was trained on; or a history, a list of raw item ids, oldest first.
         k: number of items.
         exclude_history: leave the items of the history out.
+        domain: of a model of several domains, the one whose items are recommended; by default that
+            of the last item of the history. Raw ids begin with the domain, "amazon-office:B001".
 
     Returns:
         ``[(raw item id, score), ...]``, best first.
@@ -35,11 +37,12 @@ def recommend(model, user, k=10, exclude_history=False):
     config, vocabulary = model.checkpoint["config"], model.checkpoint["vocabulary"]
     user_id, history = _resolve(model, user)
     n_items = vocabulary.item_num
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k < n_items:
-        raise ConfigError(f"k must be in 1 .. {n_items - 1}, got {k!r}")
+    start, stop = _candidates(vocabulary, history, domain)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= stop - start:
+        raise ConfigError(f"k must be in 1 .. {stop - start}, got {k!r}")
 
     scores = _scores(model, config, user_id, history, n_items)
-    scores[0] = -torch.inf  # the padding is no item
+    scores[:start] = scores[stop:] = -torch.inf  # the padding is no item
     if exclude_history:
         scores[history] = -torch.inf
     best = torch.topk(scores, k)
@@ -49,6 +52,20 @@ def recommend(model, user, k=10, exclude_history=False):
         for score, item in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         if score != -torch.inf
     ]
+
+
+def _candidates(vocabulary, history, domain) -> tuple[int, int]:
+    """The range of internal ids that are recommended."""
+    domains = getattr(vocabulary, "domains", None)
+    if domains is None:
+        if domain is not None:
+            raise ConfigError(f"domain: this model has no domains, got {domain!r}")
+        return 1, vocabulary.item_num
+    if domain is None:
+        return domains.ranges()[int(domains.of(torch.tensor(history[-1])))]
+    if domain not in domains.names:
+        raise ConfigError(f"domain must be one of {', '.join(domains.names)}, got {domain!r}")
+    return domains.ranges()[domains.names.index(domain)]
 
 
 def _resolve(model, user):

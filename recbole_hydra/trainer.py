@@ -192,7 +192,7 @@ class ResumableTrainer:
         return OrderedDict({**mean, **own})
 
     def _full_sort_batch_eval(self, batched_data):
-        """RecBole's; with several domains, items of other domains than the target's have no score."""
+        """RecBole's; with several domains, only items of the target's domain have a score."""
         interaction, scores, rows, targets = super()._full_sort_batch_eval(batched_data)
         if (domains := self.domains) is not None:
             domain = domains.of(targets)

@@ -1,4 +1,5 @@
 import logging
+import random
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,95 @@ def make_dataset(tmp_path):
         return str(folder.parent)
 
     return make
+
+
+#: The words of the item texts of :func:`make_ring`.
+TENS, ONES = ("red", "green", "blue", "grey"), ("one", "two", "three", "four", "five", "six")
+
+
+@pytest.fixture
+def make_ring(tmp_path):
+    """Write a dataset whose items form a ring that users walk along, with text; returns data_path.
+
+    Item i0, i1, ... has the title "red one", "red two", ...; ``cold`` more are in the .item file
+    alone. Times are real unless ``positions``.
+    """
+
+    def make(
+        name,
+        items=24,
+        users=40,
+        cold=0,
+        seed=0,
+        start=0,
+        positions=False,
+        names=("user_id", "item_id"),
+    ):
+        rng = random.Random(seed)
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        uid, iid = names
+        lines = [f"{uid}:token\t{iid}:token\ttimestamp:float"]
+        for user in range(users):
+            item, time = rng.randrange(items), start + 1_000 * rng.randrange(1_000)
+            for step in range(rng.randint(5, 9)):
+                lines.append(f"u{user}\ti{item}\t{step + 1 if positions else time}")
+                item, time = (item + 1) % items, time + rng.randint(1, 500)
+        (folder / f"{name}.inter").write_text("\n".join(lines) + "\n")
+        lines = [f"{iid}:token\ttitle:token_seq\tbrand:token\tyear:float"]
+        for item in range(items + cold):
+            title = f"{TENS[item // 6 % 4]} {ONES[item % 6]}"
+            lines.append(f"i{item}\t{title}\t{'acme' if item % 2 else ''}\t{1990 + item}")
+        (folder / f"{name}.item").write_text("\n".join(lines) + "\n")
+        return str(folder.parent)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_llm(tmp_path_factory):
+    """Make a language model with random weights and its tokenizer, once per kind and seed; returns
+    its folder."""
+    made = {}
+
+    def make(kind="causal", seed=0):
+        if (kind, seed) not in made:
+            made[kind, seed] = folder = tmp_path_factory.mktemp(f"{kind}-llm-{seed}")
+            _save_llm(folder, kind, seed)
+        return str(made[kind, seed])
+
+    return make
+
+
+def _save_llm(folder, kind, seed):
+    import tokenizers
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "item", "title", "brand", "acme", ":", ","]
+    words += [*TENS, *ONES]
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    inner.normalizer = tokenizers.normalizers.Lowercase()
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "</s>"}
+    size = {"vocab_size": len(words), "max_position_embeddings": 24}
+    width = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(seed)
+    if kind == "causal":
+        model = transformers.LlamaModel(
+            transformers.LlamaConfig(**size, **width, intermediate_size=16, initializer_range=0.5)
+        )
+    else:
+        special["cls_token"] = "[CLS]"
+        model = transformers.BertModel(
+            transformers.BertConfig(
+                **size, **width, intermediate_size=16, initializer_range=0.5,
+                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+            )
+        )  # fmt: skip
+    model.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **special).save_pretrained(folder)
 
 
 @pytest.fixture(autouse=True, scope="session")

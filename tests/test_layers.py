@@ -84,9 +84,7 @@ def test_float32_runs_on_numba_and_agrees_with_float64():
 def test_rotary_inner_products_depend_on_distance_only():
     rope = RotaryPositions(8)
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    products = [
-        float((rope(q, offset=t + 5) * rope(k, offset=t)).sum()) for t in (0, 1, 7, 300)
-    ]
+    products = [float((rope(q, offset=t + 5) * rope(k, offset=t)).sum()) for t in (0, 1, 7, 300)]
     assert products == pytest.approx([products[0]] * 4, abs=1e-3)
 
 

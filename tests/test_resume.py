@@ -74,9 +74,7 @@ def test_after_a_real_kill_from_the_command_line(elsewhere):
     command = [sys.executable, "-m", "recbole_hydra.cli"]
     values = small("Hydra", epochs=6, show_progress=False)
     settings = [f"--{key}={value}" for key, value in values.items()]
-    whole = run_recbole_hydra(
-        "Hydra", "tiny", config_dict={**values, "checkpoint_dir": "whole"}
-    )
+    whole = run_recbole_hydra("Hydra", "tiny", config_dict={**values, "checkpoint_dir": "whole"})
     process = subprocess.Popen(
         [*command, "--model=Hydra", "--dataset=tiny", *settings],
         stderr=subprocess.PIPE,

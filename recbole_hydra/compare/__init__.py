@@ -10,7 +10,7 @@ __all__ = ["Comparison", "compare"]
 
 def compare(
     models,
-    datasets,
+    datasets=None,
     seeds=(2020,),
     output_dir="comparison",
     config_file_list=None,
@@ -29,7 +29,8 @@ def compare(
     that were interrupted or failed go on at the epoch they had reached.
 
     Args:
-        models, datasets: names.
+        models, datasets: names. With the setting ``domains`` there is one dataset, all of them
+            together, and ``datasets`` stays None.
         seeds: integers from 0 on.
         output_dir: where the runs and the report go; new or empty, unless ``resume``.
         config_file_list: yaml files for all models.

@@ -7,7 +7,7 @@ import pandas as pd
 
 from recbole_hydra.compare import statistics
 from recbole_hydra.compare.plan import FOLDER
-from recbole_hydra.compare.ranks import RANKINGS, metric
+from recbole_hydra.compare.ranks import RANKINGS, mean_metric
 from recbole_hydra.compare.worker import RANKS, RESULT
 from recbole_hydra.errors import ComparisonError
 from recbole_hydra.output_folder import read_json
@@ -98,7 +98,7 @@ class Comparison:
                 row["training_mode"] = run["training_mode"]
                 for name in self.metrics(run["dataset"]):
                     for ranking, words in RANKINGS.items():
-                        row[f"{name}{words}"] = float(metric(name, table[ranking]).mean())
+                        row[f"{name}{words}"] = mean_metric(name, table, ranking)
                 row.update({f"valid {k}": v for k, v in run["valid_result"].items()})
                 row["repeats"] = run["repeats"]
                 row["item_table_parameters"] = run["parameters"]["item_table"]

@@ -11,7 +11,7 @@ from recbole.utils import ModelType
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
 from recbole_hydra.compare.ranks import METRICS, fingerprint, left_out_targets
-from recbole_hydra.config import PROTOCOL, Config, parse_arguments
+from recbole_hydra.config import PATH_KEYS, PROTOCOL, Config, parse_arguments, parse_list
 from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
 from recbole_hydra.model import get_model
@@ -72,7 +72,7 @@ def make_plan(
     Raises:
         ComparisonError, ConfigError, DatasetError: bad input, in one line.
     """
-    models, datasets = _names("models", models), _names("datasets", datasets)
+    models = _names("models", models)
     seeds = _seeds(seeds)
     if with_pop and POPULARITY not in models:
         models = [*models, POPULARITY]
@@ -89,15 +89,24 @@ def make_plan(
     _refuse_own_keys(config_dict, argv)
 
     arguments = parse_arguments(argv)
+    domains = _domains(arguments, config_dict, common)
+    if domains is None:
+        datasets = _names("datasets", datasets)
+    elif datasets:
+        raise ComparisonError("dataset, domains: both are given; remove one")
+    else:
+        config_dict["domains"] = domains
+        datasets = ["+".join(domains)]
     mode = _training_mode(arguments, config_dict, common, models)
     # What a run's own folder and the mode decide goes in by itself.
     argv = [
         f"--{key}={value}"
         for key, value in arguments.items()
-        if key not in ("training_mode", "data_path")
+        if key not in ("training_mode", "domains", "data_path", *PATH_KEYS)
     ]
-    if "data_path" in arguments:
-        config_dict["data_path"] = arguments["data_path"]
+    for key in ("data_path", *PATH_KEYS):
+        if key in arguments:
+            config_dict[key] = arguments[key]
 
     runs = Path(output_dir).absolute() / "runs"
     settings, fingerprints, tasks = {}, {}, []
@@ -108,6 +117,11 @@ def make_plan(
             own = {**config_dict, "training_mode": mode if _has_mode(model) else "auto"}
             configs[model] = Config(model, dataset, files, own, argv)
             layers[model] = files, own
+        if any(config["rank_all_items"] for config in configs.values()):
+            # A model reads items that have no interactions: all models rank them.
+            for model, (files, own) in layers.items():
+                own["rank_all_items"] = True
+                configs[model] = Config(model, dataset, files, own, argv)
         _check_protocol(dataset, configs)
         fingerprints[dataset] = _check_data(dataset, configs[models[0]])
         settings[dataset] = {}
@@ -117,6 +131,7 @@ def make_plan(
                 "data_path": os.path.abspath(plain["data_path"]),
                 "checkpoint_dir": "checkpoints",
                 "show_progress": False,
+                **{key: plain[key] for key in PATH_KEYS if plain.get(key)},
             }
             settings[dataset][model] = {
                 k: v for k, v in plain.items() if k not in {"seed", "state", *fixed}
@@ -154,6 +169,17 @@ def _names(what, values) -> list[str]:
             raise ComparisonError(f"{what}: names, not {value!r}; a run is a process of its own")
     _refuse_twice(what, values)
     return values
+
+
+def _domains(arguments, config_dict, files) -> list[str] | None:
+    """The domains, where they stand for the datasets."""
+    found = None
+    for file in files:
+        found = _read_yaml(file).get("domains", found)
+    found = arguments.get("domains", config_dict.get("domains", found))
+    if found is None:
+        return None
+    return [str(name) for name in (parse_list(found) if isinstance(found, str) else found)]
 
 
 def _seeds(values) -> list[int]:

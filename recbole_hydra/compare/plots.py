@@ -5,7 +5,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from recbole_hydra.compare.ranks import display, metric
+from recbole_hydra.compare.ranks import display, mean_metric, metric
 from recbole_hydra.compare.statistics import by_group
 
 
@@ -87,8 +87,8 @@ def _curves(figure, comparison, dataset, name, label):
 def _cost(figure, comparison, dataset, name, label):
     axes = figure.subplots(1, 2, sharey=True)
     for model, runs, colour in _models(comparison, dataset):
-        ranks = [comparison.ranks(dataset)[model, run["seed"]]["rank"] for run in runs]
-        scores = [metric(name, values).mean() for values in ranks]
+        tables = [comparison.ranks(dataset)[model, run["seed"]] for run in runs]
+        scores = [mean_metric(name, table) for table in tables]
         spread = np.std(scores, ddof=1) if len(scores) > 1 else None
         costs = [
             np.mean([run["seconds_to_best"] for run in runs]),

@@ -38,6 +38,18 @@ def metric(name: str, ranks):
     return METRICS[kind](np.asarray(ranks), int(k))
 
 
+def mean_metric(name: str, table, ranking="rank") -> float:
+    """The mean of a metric over users; with several domains, over the domains' means.
+
+    Args:
+        table: of :func:`rank_targets`. ranking: one of :data:`RANKINGS`.
+    """
+    values = metric(name, table[ranking])
+    if "domain" not in table:
+        return float(values.mean())
+    return float(pd.Series(values).groupby(table["domain"].to_numpy()).mean().mean())
+
+
 def display(name: str) -> str:
     """``ndcg@10`` as the field writes it, ``NDCG@10``."""
     kind, _, k = name.partition("@")
@@ -122,7 +134,8 @@ def rank_targets(run, targets) -> pd.DataFrame:
 
     Returns:
         One row per user, by raw ids: the columns of :func:`left_out_targets`, rank, rank_masked,
-        and ties, the number of items with the target's score in the ranking of all items.
+        and ties, the number of items with the target's score in the ranking of all items; with
+        several domains also domain, the target's, among whose items it is ranked.
 
     Raises:
         DatasetError: the run's test data lacks a user, or tests another item.
@@ -162,6 +175,9 @@ def rank_targets(run, targets) -> pd.DataFrame:
         raise DatasetError(f"{len(missing)} test users have no row in the test data, as {user}")
     users, names = _raw(run.data.dataset, targets)
     table = targets.assign(user=users.astype(str), item=names.astype(str))
+    if (domains := getattr(run.data.dataset, "domains", None)) is not None:
+        which = domains.of(torch.from_numpy(targets["item"].to_numpy()))
+        table = table.assign(domain=np.array(domains.names)[which.numpy()])
     return table.assign(rank=ranks[:, 0], rank_masked=ranks[:, 1], ties=ranks[:, 2])
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from recbole_hydra.compare import plots
-from recbole_hydra.compare.ranks import RANKINGS, display
+from recbole_hydra.compare.ranks import RANKINGS, display, metric
 from recbole_hydra.compare.statistics import mark
 
 #: What the marks of :func:`.statistics.mark` look like in a table; two stars are bold in markdown.
@@ -22,6 +22,10 @@ excepted, as RecBole does for general models. Gain: relative to the best baselin
 is not of recbole_hydra, by {metric}. † and ‡: differs from that baseline at p < 0.05 and \
 p < 0.01, paired t-test over users, corrected for all tests of this dataset (Benjamini-Hochberg). \
 The best of a column is bold."""
+
+DOMAIN_NOTES = """\
+By domain: a target is ranked among the items of its domain. The table above has the means over \
+domains, each counting the same."""
 
 COST_NOTES = """\
 Seconds per epoch are training alone, seconds to the best epoch include validation. Peak memory is \
@@ -117,6 +121,8 @@ def _dataset_sections(comparison, dataset):
     )
     blocks.append(("table", quality_table(comparison, dataset)))
     blocks.append(("text", NOTES.format(metric=metric)))
+    if (table := domain_table(comparison, dataset)) is not None:
+        blocks += [("table", table), ("text", DOMAIN_NOTES)]
     blocks.append(("table", cost_table(comparison, dataset)))
     blocks.append(("text", COST_NOTES))
     for name, caption in plots.draw(comparison, dataset):
@@ -144,6 +150,29 @@ def quality_table(comparison, dataset) -> pd.DataFrame:
         for ranking, words in RANKINGS.items():
             gain = summary.loc[model, ranking, metrics[0]]["gain"]
             row[f"gain{words}"] = "" if np.isnan(gain) else f"{gain:+.1%}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def domain_table(comparison, dataset) -> pd.DataFrame | None:
+    """The chosen metric and the hit rate of every model in each domain, as text for a report; None
+    where there are no domains."""
+    metrics = comparison.metrics(dataset)
+    shown = [metrics[0], *(name for name in metrics[1:] if name.startswith("hit"))][:2]
+    rows = []
+    for model in comparison.identity["models"]:
+        tables = [t for (name, _), t in comparison.ranks(dataset).items() if name == model]
+        if not tables:
+            continue
+        if "domain" not in tables[0]:
+            return None
+        row = {"model": model}
+        for domain in tables[0]["domain"].unique():
+            for name in shown:
+                values = pd.Series(
+                    [metric(name, t.loc[t["domain"] == domain, "rank"]).mean() for t in tables]
+                )
+                row[f"{domain} {display(name)}"] = _spread(values, 4)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from recbole_hydra.compare.ranks import RANKINGS, metric
+from recbole_hydra.compare.ranks import RANKINGS, mean_metric, metric
 from recbole_hydra.model import MODELS
 
 #: Corrected p-values below which a difference is marked, and the marks.
@@ -58,7 +58,7 @@ def summary(results, ranks, metrics) -> pd.DataFrame:
         table = ranks[result["model"], result["seed"]]
         for ranking in RANKINGS:
             for name in metrics:
-                by_run[result["model"], ranking, name].append(metric(name, table[ranking]).mean())
+                by_run[result["model"], ranking, name].append(mean_metric(name, table, ranking))
     rows = []
     for (model, ranking, name), values in by_run.items():
         baselines = {
@@ -141,7 +141,7 @@ def unfair(results, ranks, expected=None) -> list[str]:
     for result in results:
         table = ranks[result["model"], result["seed"]]
         for name in result["metrics"]:
-            ours, theirs = metric(name, table["rank"]).mean(), result["test_result"].get(name)
+            ours, theirs = mean_metric(name, table), result["test_result"].get(name)
             ties = (table["ties"] > 0).mean()
             if theirs is None or abs(ours - theirs) > ROUNDING + ties:
                 found.append(

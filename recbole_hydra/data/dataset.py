@@ -14,7 +14,7 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
-from recbole_hydra.data.domains import Domains, DomainLoaders, domain_configs, join_domains
+from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
 from recbole_hydra.data.targets import TargetDataset
@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 def create_dataset(config):
     """Create the dataset that ``config`` names, as RecBole's ``create_dataset``.
 
-    With ``domains`` it is all of them in one, see :mod:`recbole_hydra.data.domains`. Where the model
-    reads item text, the dataset has it: ``item_text``, a string per internal item id.
+    With ``domains`` it is all of them in one, see :mod:`recbole_hydra.data.domains`. Where the
+    model reads item text, the dataset has it: ``item_text``, a string per internal item id.
 
     Raises:
         DatasetError: no such dataset, a column that the config needs is not in its file, no
@@ -213,8 +213,8 @@ class Vocabulary:
 
     Args:
         config: the Config the ids were made under.
-        tokens: ``{"user": [raw ids], "item": [raw ids]}``, row 0 the padding; and, where the dataset
-            has them, ``item_text`` and ``domain_start``.
+        tokens: ``{"user": [raw ids], "item": [raw ids]}``, row 0 the padding; and, where the
+            dataset has them, ``item_text`` and ``domain_start``.
     """
 
     #: It has no interactions, so a model made on it is about to be loaded.
@@ -235,6 +235,17 @@ class Vocabulary:
             field: {token: index for index, token in enumerate(ids)}
             for field, ids in self.field2id_token.items()
         }
+
+    def insert_items(self, tokens: list, texts: list, place: int) -> None:
+        """Insert raw item ids, and their texts, before the internal id ``place``; those behind it
+        move up. ``place`` is the end of a domain, which they become part of."""
+        ids = self.field2id_token[self.iid_field]
+        ids[place:place] = tokens
+        self.item_text[place:place] = texts
+        self.field2token_id[self.iid_field] = {token: i for i, token in enumerate(ids)}
+        if hasattr(self, "domains"):
+            start = tuple(s + len(tokens) if s >= place else s for s in self.domains.start)
+            self.domains = Domains(self.domains.names, start)
 
     def num(self, field) -> int:
         """Number of internal ids of ``field``, the padding included."""
@@ -275,6 +286,11 @@ def _check_files(config):
         raise DatasetError(
             f"dataset {name}: there is no folder {folder}{hint or ';'} pass --data_path=FOLDER "
             f"with FOLDER/{name}/{name}.inter in it"
+        )
+    items = folder / f"{name}.item"
+    if config["rank_all_items"] and not has_item_text(config) and not items.is_file():
+        raise DatasetError(
+            f"dataset {name}: there is no {items}, whose items rank_all_items makes candidates"
         )
     suffixes = [f"{part}.inter" for part in config["benchmark_filename"] or []] or ["inter"]
     for suffix in suffixes:

@@ -1,9 +1,10 @@
 """Several datasets as one: the domains of a multi-domain model (Yuan 2025, arXiv 2504.07398).
 
-Each domain is loaded by RecBole as the dataset it is, with its own columns and filters. In the joint
-dataset every raw id carries its domain's name, ``amazon-office:B001``, so that equal ids of two
-domains stay two; the items of a domain have consecutive internal ids, the domains in their order.
-The split is RecBole's own on the joint dataset. A target is ranked among the items of its domain.
+Each domain is loaded by RecBole as the dataset it is, with its own columns and filters. In the
+joint dataset every raw id carries its domain's name, ``amazon-office:B001``, so that equal ids of
+two domains stay two; the items of a domain have consecutive internal ids, the domains in their
+order. The split is RecBole's own on the joint dataset. A target is ranked among the items of its
+domain.
 """
 
 import copy

@@ -6,10 +6,12 @@ state (Yuan 2025, arXiv 2504.07398, item model; the construction is that of HLLM
 what they are, and a text cannot contain it.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
 import uuid
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ CACHE_VERSION = 1
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
-_MISSING = "{} is not installed, which item_encoder text needs: pip install 'recbole-hydra[llm]'"
+_MISSING = "{} is not installed, which {} needs: pip install 'recbole-hydra[llm]'"
 
 
 def find_llm(name: str) -> Path:
@@ -46,7 +48,7 @@ def find_llm(name: str) -> Path:
         import huggingface_hub
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ConfigError(_MISSING.format(error.name)) from error
+        raise ConfigError(_MISSING.format(error.name, "item_encoder text")) from error
     folder = Path(name).expanduser()
     if not folder.is_dir():
         try:
@@ -113,16 +115,7 @@ class ItemLLM(nn.Module):
         super().__init__()
         one_of("llm_training", training, ("frozen", "lora", "full"))
         self.gradient_checkpointing = boolean("llm_gradient_checkpointing", gradient_checkpointing)
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            llm = AutoModel.from_pretrained(folder)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise ConfigError(f"item_llm: {folder} cannot be loaded ({line})") from error
-        if llm.config.is_encoder_decoder:
-            llm = llm.get_encoder()
+        llm, self.tokenizer = _load(folder)
         self.limit = self._limit(llm.config, max_tokens)
         low = training != "full" and _has_bfloat16(device)
         llm.to(device, torch.bfloat16 if low else torch.float32)
@@ -131,7 +124,7 @@ class ItemLLM(nn.Module):
         self.width = self.item_token.shape[0]
         self.llm = _with_lora(llm, **lora) if training == "lora" else llm
         if training == "frozen":
-            self.llm.eval()
+            self.eval()
         self.tokens = []
 
     @staticmethod
@@ -146,8 +139,8 @@ class ItemLLM(nn.Module):
     def _first_item_token(self, llm):
         """What ``[ITEM]`` is before any training: a copy of the token that sums up a text.
 
-        That is [CLS] where there is one, otherwise the end of a text. Of MiniLM's tokens [CLS] keeps
-        most of what its mean over positions says (next item by nearest text: README of benchmarks).
+        That is [CLS] where there is one, otherwise the end of a text. Of those tried on MiniLM,
+        [CLS] kept most of what the mean over all positions says (benchmarks/item_token.py).
         """
         embeddings = llm.get_input_embeddings().weight.detach().float()
         for name in ("cls_token_id", "eos_token_id", "sep_token_id"):
@@ -228,6 +221,24 @@ class ItemLLM(nn.Module):
         return output.last_hidden_state[rows, lengths].float()
 
 
+def _load(folder):
+    """The model without a head, an encoder alone where there is one too, and the tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        llm, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise ConfigError(f"item_llm: {folder} cannot be loaded ({line})") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+    return llm.get_encoder() if llm.config.is_encoder_decoder else llm, tokenizer
+
+
 def _has_bfloat16(device) -> bool:
     return torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
 
@@ -239,7 +250,7 @@ def _with_lora(llm, rank, alpha, dropout, target_modules):
     try:
         import peft
     except ImportError as error:
-        raise ConfigError(_MISSING.format("peft").replace("text", "with LoRA")) from error
+        raise ConfigError(_MISSING.format("peft", "llm_training lora")) from error
     settings = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -249,7 +260,9 @@ def _with_lora(llm, rank, alpha, dropout, target_modules):
         exclude_modules=[name for name, _ in llm.named_modules() if name.startswith("pooler")],
     )
     try:
-        return peft.get_peft_model(llm, settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft's own, about transformers
+            return peft.get_peft_model(llm, settings)
     except ValueError as error:
         raise ConfigError(f"lora_target_modules: {' '.join(str(error).split())}") from error
 
@@ -293,7 +306,8 @@ def frozen_states(folder, sentences, max_tokens=None, device="cpu", cache=None, 
         torch.save(states, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         line = " ".join(str(error).split())
         logger.warning(f"item LLM: the states are not kept, {path} cannot be written ({line})")
     return states

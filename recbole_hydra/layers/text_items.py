@@ -38,6 +38,7 @@ class TextItems(nn.Module):
         self.register_buffer("states", states if llm is None else None, persistent=False)
         self.projection = nn.Linear(llm_width, width, bias=False)
         nn.init.normal_(self.projection.weight, std=std * llm_width**-0.5)
+        self._keeps_states = llm is None
         self._not_saved = set()
         if llm is not None:
             self._not_saved = {f"llm.{n}" for n, p in llm.named_parameters() if not p.requires_grad}
@@ -48,14 +49,22 @@ class TextItems(nn.Module):
     @property
     def is_trained(self) -> bool:
         """Whether the LLM is trained, so that its states change."""
-        return self.llm is not None
+        return not self._keeps_states
+
+    def keep_states(self) -> None:
+        """From now on compute the states once: the LLM, trained before, is trained no more."""
+        self._keeps_states = True
 
     def forward(self, ids, show_progress=False):
         """Vectors of items, (items, width). ids: distinct item ids, (items,)."""
-        if self.llm is None:
-            states = self.states.index_select(0, ids)
-        else:
+        if not self._keeps_states:
             states = self.llm(ids, show_progress)
+        else:
+            if self.states is None:
+                with torch.no_grad():
+                    everything = torch.arange(len(self.llm.tokens), device=ids.device)
+                    self.states = self.llm.eval()(everything, show_progress)
+            states = self.states.index_select(0, ids)
         return self.projection((states - self.center) / self.scale)
 
     def get_extra_state(self):
@@ -83,6 +92,7 @@ def _leave_out(module, state_dict, prefix, local_metadata):
 
 def _let_be_missing(module, incompatible_keys):
     """Let a state_dict lack what :func:`_leave_out` leaves out."""
+    module.states = None  # those of the LLM as it was
     missing = incompatible_keys.missing_keys
     missing[:] = [
         key for key in missing if key[max(0, key.find("llm.")) :] not in module._not_saved

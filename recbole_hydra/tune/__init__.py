@@ -44,7 +44,7 @@ def tune(
     number, is written down, and the others go on.
 
     Args:
-        model: name or class; dataset: name.
+        model: name or class; dataset: name, None with the setting ``domains``.
         space: what is searched, see :func:`~recbole_hydra.tune.space.read_space`; by default our
             yaml for the model.
         output_dir: where trials and results go; new or empty, unless ``resume``; with several

@@ -10,7 +10,7 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import one_of, positive_int
-from recbole_hydra.config import PROPERTIES, PROTOCOL, Config, parse_arguments
+from recbole_hydra.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config, parse_arguments
 from recbole_hydra.errors import ConfigError, TuneError
 from recbole_hydra.output_folder import OutputFolder, read_json, write_json
 from recbole_hydra.tune.space import Space, read_space
@@ -118,6 +118,7 @@ def make_plan(
         if key not in ("model", "dataset", "config_files", *space.parameters)
     }
     settings["seed"] = base["seed"]
+    settings.update({key: base[key] for key in PATH_KEYS if key in settings})
     if not Path(base["data_path"]).is_relative_to(Path(recbole.__file__).parent):
         # Absolute, since a trial works in its own folder. RecBole finds its ml-100k by itself.
         settings["data_path"] = os.path.dirname(os.path.abspath(base["data_path"]))

@@ -121,7 +121,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
 
     def step(self, item_seq, targets, negatives=None):
         """The context in which the loss of a batch is computed: :meth:`encode`, then
-        :meth:`target_loss`, on these items. Where items have to be computed, they are computed here,
+        :meth:`target_loss`, on these items. A model whose items have to be computed does it here,
         once."""
         return nullcontext()
 

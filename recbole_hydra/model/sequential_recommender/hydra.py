@@ -17,9 +17,9 @@ The model, top to bottom. d is ``hidden_size``, v ``num_heads``, d_c ``head_dim`
 What the paper writes is above. What it leaves open is ours, a config key each: the norm on Y
 (``y_norm``), the form and width of the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a
 head (``expand``), whether prediction shares the item embeddings (``tie_embeddings``), the base of
-RoPE (``rope_base``). Ours is also the sum of both item models, in which E starts at zero: an item is
-what its text says, and what its users add to that (as in collaborative topic regression, Wang and
-Blei 2011); one without users is its text alone.
+RoPE (``rope_base``). Ours is also the sum of both item models, in which E starts at zero: an item
+is what its text says, and what its users add to that (as in collaborative topic regression, Wang
+and Blei 2011); one without users is its text alone.
 """
 
 from contextlib import contextmanager
@@ -133,7 +133,8 @@ class Hydra(StateSpaceRecommender):
         """The module that makes vectors of the items' texts."""
         name, length = self.setting("item_llm"), self.setting("item_text_length")
         training = one_of("llm_training", self.setting("llm_training"), ("frozen", "lora", "full"))
-        if training != "frozen" and self.loss_type == "CE":
+        kept = self.setting("adapt_from") and "lora" not in (self.setting("adapt") or [])
+        if training != "frozen" and not kept and self.loss_type == "CE":
             raise ConfigError(
                 f"loss_type: CE ranks all items, so that with llm_training {training} every step "
                 "would send the whole catalogue through the LLM; use SampledCE or gBCE"
@@ -143,17 +144,13 @@ class Hydra(StateSpaceRecommender):
         states = llm = None
         if training == "frozen" or not getattr(dataset, "is_from_checkpoint", False):
             cache = self.setting("item_llm_cache")
-            parts = [(0, self.n_items)]
-            if (domains := getattr(dataset, "domains", None)) is not None:
-                parts = [(0, 1), *domains.ranges()]  # so that a domain's file serves it alone, too
-            states = torch.cat(
-                [
-                    frozen_states(
-                        folder, dataset.item_text[slice(*part)], length, device, cache, progress
-                    )
-                    for part in parts
-                ]
-            )
+            domains = getattr(dataset, "domains", None)
+            parts = [(1, self.n_items)] if domains is None else domains.ranges()
+            parts = [
+                frozen_states(folder, dataset.item_text[a:b], length, device, cache, progress)
+                for a, b in parts  # by domain, so that a file of the cache serves it alone, too
+            ]
+            states = torch.cat([parts[0].new_zeros(1, parts[0].shape[1]), *parts])
         if training != "frozen":
             lora = {
                 key: self.setting(f"lora_{key}")
@@ -187,7 +184,7 @@ class Hydra(StateSpaceRecommender):
         """The item table, (n_items, hidden_size), zero in rows other than ``ids``."""
         if ids is None:
             ids = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
-        vectors = self.item_text(ids, show_progress and self.item_text.is_trained)
+        vectors = self.item_text(ids, show_progress and self.item_text.llm is not None)
         if self.item_embedding is not None:
             vectors = vectors + self.item_embedding(ids)
         return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, ids, vectors)

@@ -1,0 +1,82 @@
+"""Items that came after the training: recommendable by what their texts say."""
+
+import torch
+from torch import nn
+
+from recbole_hydra.data.item_text import new_item_sentence
+from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra.layers import find_llm, frozen_states
+
+
+@torch.no_grad()
+def add_items(model, items: dict, domain=None) -> None:
+    """Let a loaded model recommend items it was not trained on; nothing is trained.
+
+    Afterwards :func:`~recbole_hydra.recommend.recommend` knows them as it knows the others, in
+    histories, too. With ``item_encoder: id+text`` such an item is its text alone, until the next
+    training.
+
+    Args:
+        model: from :func:`~recbole_hydra.load_model`, with item_encoder text or id+text.
+        items: fields by raw id, ``{"B042": {"title": "HP ink", "brand": "HP"}}``, named and ordered
+            as in the ``.item`` file.
+        domain: which of the model's domains they belong to, where it has several.
+
+    Raises:
+        ConfigError: the model knows its items by id only, or ``domain`` is none of its.
+        DatasetError: an item that the model has already, or without text, or an unknown field.
+    """
+    if not hasattr(model, "checkpoint") or getattr(model, "item_text", None) is None:
+        raise ConfigError(
+            "add_items: takes a model of load_model with item_encoder text or id+text; by its id "
+            "alone nothing is known of a new item"
+        )
+    config, vocabulary = model.checkpoint["config"], model.checkpoint["vocabulary"]
+    domains = getattr(vocabulary, "domains", None)
+    settings, prefix, place = config, "", vocabulary.item_num
+    if domains is not None:
+        if domain not in domains.names:
+            raise ConfigError(f"domain must be one of {', '.join(domains.names)}, got {domain!r}")
+        index = domains.names.index(domain)
+        settings = {**config.final_config_dict, **config["domain_settings"][domain]}
+        prefix, place = f"{domain}:", domains.ranges()[index][1]
+    elif domain is not None:
+        raise ConfigError(f"domain: this model has no domains, got {domain!r}")
+    known = vocabulary.field2token_id[vocabulary.iid_field]
+    tokens = [f"{prefix}{raw_id}" for raw_id in items]
+    for token in tokens:
+        if token in known:
+            raise DatasetError(f"item {token}: the model has it already")
+    fields = items.values()
+    texts = [new_item_sentence(settings, *item) for item in zip(tokens, fields, strict=True)]
+    if not texts:
+        return
+
+    _add_to_model(model, config, texts, place)
+    vocabulary.insert_items(tokens, texts, place)
+    items_of_users = model.checkpoint["histories"].get("items")
+    if items_of_users is not None:
+        items_of_users[items_of_users >= place] += len(tokens)
+
+
+def _add_to_model(model, config, texts, place):
+    """Insert rows for ``texts`` before the item id ``place``."""
+    text, number = model.item_text, len(texts)
+    if text.llm is None:
+        where = find_llm(config["item_llm"]), texts, config["item_text_length"], config["device"]
+        states = frozen_states(*where, config["item_llm_cache"]).to(text.states.device)
+        text.states = torch.cat([text.states[:place], states, text.states[place:]])
+    else:
+        behind, text.llm.tokens = text.llm.tokens[place:], text.llm.tokens[:place]
+        text.llm.tokenise(texts)
+        text.llm.tokens += behind
+        text.states = None
+    if model.item_embedding is not None:
+        table = model.item_embedding.weight
+        rows = torch.cat([table[:place], table.new_zeros(number, table.shape[1]), table[place:]])
+        model.item_embedding = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=0)
+    if model.domain_start is not None:
+        model.domain_start[model.domain_start >= place] += number
+    model.target_groups = None  # it has no training targets any more
+    model.n_items += number
+    model.eval()  # forgets the table
