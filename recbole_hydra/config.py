@@ -16,7 +16,7 @@ from recbole.utils import EvaluatorType, InputType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import boolean, did_you_mean, one_of
-from recbole_hydra.errors import ConfigError
+from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
 
@@ -206,7 +206,7 @@ class Config(RecBoleConfig):
             super().__init__(model, dataset, config_file_list, dict(given) or None)
             if self["domains"]:
                 self._prepare_domains(config_file_list, given)
-        except ConfigError:
+        except RecBoleHydraError:
             raise
         except (ValueError, TypeError, KeyError, RuntimeError) as error:  # RecBole's own checks
             raise ConfigError(f"config: {' '.join(str(error).split())}") from error
@@ -363,6 +363,8 @@ class Config(RecBoleConfig):
         final = super()._get_final_config_dict()
         if final["eval_args"].get("order") == "TO":
             self._choose_columns(final)
+        if "item_encoder" not in self.internal_config_dict:
+            final.pop("item_encoder", None)  # set for Hydra beside it; this model reads no text
         self._choose_item_column(final)
         for key in PATH_KEYS:
             path = final.get(key) and os.path.abspath(os.path.expanduser(final[key]))

@@ -134,7 +134,7 @@ def train(
             load_parts(recommender, config, data.vocabulary)
     root_logger = logging.getLogger()
     root_logger.info(recommender)
-    if not _trains_llm(recommender):  # counting would send the whole catalogue through it
+    if not _has_llm(recommender):  # counting would send the whole catalogue through it
         transform = construct_transform(config)
         flops = get_flops(recommender, data.dataset, config["device"], root_logger, transform)
         root_logger.info(set_color("FLOPs", "blue") + f": {flops}")
@@ -323,9 +323,9 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
     return config, recommender, data.dataset, *loaders
 
 
-def _trains_llm(model) -> bool:
+def _has_llm(model) -> bool:
     text = getattr(model, "item_text", None)
-    return text is not None and text.is_trained
+    return text is not None and text.llm is not None
 
 
 def _config_of(
