@@ -97,12 +97,6 @@ def default_config(model: str) -> str:
     return str(path)
 
 
-def trains_llm(settings) -> bool:
-    """Whether settings, a dict or Config, of a model with item text train its LLM."""
-    kept = settings["adapt_from"] and "lora" not in (settings["adapt"] or [])
-    return settings["llm_training"] != "frozen" and not kept
-
-
 def parse_value(text: str):
     """Turn the text of a command-line or dict value into what it spells.
 
@@ -300,7 +294,9 @@ class Config(RecBoleConfig):
                 f"{model} predicts clicks in RecBole's defaults: their evaluation is kept"
             )
         self._update_internal_config_dict(PROPERTIES / "training.yaml")
-        for file in (PROPERTIES / "model" / f"{model}.yaml", dataset_file):
+        # A user's own class has the defaults of the model of ours that it is derived from.
+        names = [base.__name__ for base in reversed(model_class.__mro__)]
+        for file in (*(PROPERTIES / "model" / f"{name}.yaml" for name in names), dataset_file):
             if file.is_file():
                 self._update_internal_config_dict(file)
         self._settings = {**self._settings_of_origin(), **self._settings}
@@ -417,7 +413,6 @@ class Config(RecBoleConfig):
 
     def _set_default_parameters(self):
         self._choose_training_mode()
-        self._choose_loss_of_text()
         self._fit_negative_sampling()
         self._check_metrics()
         if self.final_config_dict["domains"]:
@@ -436,18 +431,6 @@ class Config(RecBoleConfig):
         if dataset == "ml-100k" and not (folder / "ml-100k.inter").is_file():
             folder = Path(recbole.__file__).parent / "dataset_example" / dataset
         return str(folder)
-
-    def _choose_loss_of_text(self):
-        """A loss over the whole catalogue is not for an item LLM that is trained."""
-        final = self.final_config_dict
-        chosen = "loss_type" in self.external_config_dict or "loss_type" in self._settings
-        if "text" in str(final.get("item_encoder")) and not chosen:
-            if trains_llm(final) and final["loss_type"] == "CE":
-                final["loss_type"] = "SampledCE"
-                self.notes.append(
-                    "loss_type: SampledCE, since CE would send every item of the catalogue "
-                    f"through the LLM in every step (llm_training {final['llm_training']})"
-                )
 
     def _check_domains(self):
         """Refuse settings that several domains at once cannot have."""

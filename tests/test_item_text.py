@@ -296,7 +296,6 @@ def test_missing_library_names_the_extra(settings, monkeypatch, library, trainin
     [
         ({"item_encoder": "words"}, "item_encoder must be one of id, text, id\\+text"),
         ({"llm_training": "half"}, "llm_training must be one of"),
-        ({"llm_training": "lora", "loss_type": "CE"}, "loss_type: CE ranks all items"),
         ({"llm_training": "lora", "lora_rank": 0}, "lora_rank"),
         ({"llm_training": "lora", "lora_target_modules": ["nowhere"]}, "lora_target_modules"),
         ({"item_text_length": 1}, "item_text_length"),
@@ -342,7 +341,7 @@ def test_a_step_on_some_items_is_the_step_on_all(settings, loss_type):
         model.zero_grad()
         torch.manual_seed(0)
         if whole:
-            model._vectors = lambda ids=None, own=model._vectors: own()
+            model._table = lambda ids=None, own=model._table: own()
         loss = WindowLoss(model)(batch)
         loss.backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
@@ -384,12 +383,13 @@ def test_sampled_loss_by_hand(settings):
     assert torch.allclose(model.target_loss(states, targets), want)
 
 
+@pytest.mark.parametrize("loss_type", ["CE", "SampledCE"])
 @pytest.mark.parametrize("training", ["lora", "full"])
-def test_only_the_items_of_a_batch_are_encoded(settings, training):
-    given = settings(llm_training=training, train_batch_size=12, num_negatives=3)
-    config, train, model = prepared(given)
-    assert config["loss_type"] == "SampledCE"
-    assert any("loss_type: SampledCE" in note for note in config.notes)
+def test_only_the_items_of_a_batch_are_encoded(settings, training, loss_type):
+    given = settings(
+        llm_training=training, train_batch_size=12, num_negatives=3, loss_type=loss_type
+    )
+    _, train, model = prepared(given)
     encoded, forward = [], model.item_text.llm.forward
 
     def record(ids, show_progress=False):
@@ -397,20 +397,42 @@ def test_only_the_items_of_a_batch_are_encoded(settings, training):
         return forward(ids, show_progress)
 
     model.item_text.llm.forward = record
-    draw = model.negative_samplers[0].draw
-    drawn = []
-    model.negative_samplers[0].draw = lambda device: drawn.append(draw(device)) or drawn[-1]
+    drawn, draw = [], model._drawn_negatives
+    model._drawn_negatives = lambda device: drawn.append(draw(device)) or drawn[-1]
     model.train()
     for batch in train:
-        encoded.clear(), drawn.clear()
+        encoded.clear()
+        drawn.clear()
         WindowLoss(model)(batch).backward()
-        (ids,), ((negatives, _),) = encoded, drawn
-        negatives = model.target_groups[0].items[negatives - 1]
-        parts = (batch["item_id_list"], batch["item_id"], negatives)
+        (ids,), parts = encoded, [batch["item_id_list"], batch["item_id"]]
+        if loss_type != "CE":
+            parts.append(drawn[0][0][0])
         want = {i for part in parts for i in part.flatten().tolist()} - {0}
         assert sorted(ids) == sorted(want) and len(want) < 26
     gradient = model.item_text.llm.item_token.grad
     assert gradient is not None and gradient.abs().max() > 0
+
+
+def test_softmax_over_a_catalogue_whose_llm_is_trained(settings):
+    """Items outside a batch have the states of the last evaluation, its own have new ones."""
+    _, train, model = prepared(settings(llm_training="full"))
+    text = model.item_text
+    old = model.eval().item_table.detach()
+    with torch.no_grad():
+        text.llm.item_token += 1.0
+    batch = torch.tensor([[3, 4], [4, 7]])
+    model.train()
+    with model.step(batch, torch.tensor([7])):
+        table = model.item_table
+        changed = (table != old).any(1).nonzero().squeeze(1)
+        assert changed.tolist() == [3, 4, 7]
+        table.sum().backward()
+    assert text.llm.item_token.grad.abs().max() > 0
+    with model.step(batch[:, :1], torch.tensor([3])):  # the new states of 7 are kept
+        assert torch.allclose(model.item_table[7], table[7], atol=1e-6)
+    new = model.eval().item_table
+    assert (new[1:] != old[1:]).any(1).all()
+    assert torch.allclose(new[[3, 4, 7]], table[[3, 4, 7]], atol=1e-5)
 
 
 def test_an_evaluation_encodes_the_catalogue_once(settings, monkeypatch):
@@ -425,7 +447,7 @@ def test_an_evaluation_encodes_the_catalogue_once(settings, monkeypatch):
     given = settings(llm_training="lora", eval_batch_size=64, epochs=3)
     monkeypatch.setattr(ItemLLM, "forward", record)
     run_recbole_hydra("Hydra", "ring", config_dict=given)
-    assert encoded == [26] * 5  # the states before training, three validations, one test
+    assert encoded == [26] * 5  # the states before training, three validations, the test
 
 
 @pytest.mark.parametrize("encoder, training", [("text", "frozen"), ("id+text", "lora")])

@@ -94,8 +94,7 @@ def test_a_users_own_model_runs_and_loads(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     from wider import Wider
 
-    defaults = recbole_hydra.default_config("Hydra")
-    result = run_recbole_hydra(Wider, "tiny", [defaults], SMALL_HYDRA)
+    result = run_recbole_hydra(Wider, "tiny", config_dict=SMALL_HYDRA)
     path = result["best_checkpoint"]
     with pytest.raises(ValueError, match="no model 'Wider'"):
         recbole_hydra.load_model(path)

@@ -35,7 +35,7 @@ class TextItems(nn.Module):
             scale = states[1:].std(0, correction=0).clamp_min(1e-6)
         self.register_buffer("center", center)
         self.register_buffer("scale", scale)
-        self.register_buffer("states", states if llm is None else None, persistent=False)
+        self.register_buffer("states", states, persistent=False)
         self.projection = nn.Linear(llm_width, width, bias=False)
         nn.init.normal_(self.projection.weight, std=std * llm_width**-0.5)
         self._keeps_states = llm is None
@@ -54,18 +54,56 @@ class TextItems(nn.Module):
     def keep_states(self) -> None:
         """From now on compute the states once: the LLM, trained before, is trained no more."""
         self._keeps_states = True
+        self.states = None
 
-    def forward(self, ids, show_progress=False):
-        """Vectors of items, (items, width). ids: distinct item ids, (items,)."""
-        if not self._keeps_states:
-            states = self.llm(ids, show_progress)
-        else:
-            if self.states is None:
-                with torch.no_grad():
-                    everything = torch.arange(len(self.llm.tokens), device=ids.device)
-                    self.states = self.llm.eval()(everything, show_progress)
-            states = self.states.index_select(0, ids)
+    def forget_states(self) -> None:
+        """Drop the states of a trained LLM, which the next call computes anew."""
+        if self.is_trained:
+            self.states = None
+
+    def forward(self, ids):
+        """Vectors of items, (items, width); a trained LLM encodes them.
+
+        Args:
+            ids: distinct item ids, (items,).
+        """
+        if self.is_trained:
+            return self._project(self.llm(ids))
+        return self._project(self._all_states().index_select(0, ids))
+
+    def catalogue(self, show_progress=False):
+        """Vectors of all items, (n_items, width); row 0, padding, means nothing.
+
+        Those of a trained LLM are of its states as they were computed last: at the last evaluation,
+        or by :meth:`catalogue_with`.
+        """
+        return self._project(self._all_states(show_progress))
+
+    def catalogue_with(self, ids):
+        """As :meth:`catalogue`, with the items ``ids`` encoded by the LLM as it is now.
+
+        Gradients reach the LLM through those alone. The others lag behind by less than an epoch, as
+        in the memory of Wang et al. 2020 (arXiv 1912.06798): of an LLM that moves slowly, little.
+        """
+        states = self._all_states()
+        fresh = self.llm(ids)
+        mixed = states.index_copy(0, ids, fresh)
+        states[ids] = fresh.detach()
+        return self._project(mixed)
+
+    def _project(self, states):
         return self.projection((states - self.center) / self.scale)
+
+    @torch.no_grad()
+    def _all_states(self, show_progress=False):
+        """The states of all items, (n_items, llm width), computed where there are none."""
+        if self.states is None:
+            training = self.llm.training
+            ids = torch.arange(1, len(self.llm.tokens), device=self.center.device)
+            states = self.llm.eval()(ids, show_progress)
+            self.llm.train(training)
+            self.states = torch.cat([states.new_zeros(1, states.shape[1]), states])
+        return self.states
 
     def get_extra_state(self):
         """The LLM's name and hash, for a checkpoint."""
@@ -92,7 +130,7 @@ def _leave_out(module, state_dict, prefix, local_metadata):
 
 def _let_be_missing(module, incompatible_keys):
     """Let a state_dict lack what :func:`_leave_out` leaves out."""
-    module.states = None  # those of the LLM as it was
+    module.states = None  # they were those of the LLM as it was before
     missing = incompatible_keys.missing_keys
     missing[:] = [
         key for key in missing if key[max(0, key.find("llm.")) :] not in module._not_saved

@@ -133,12 +133,6 @@ class Hydra(StateSpaceRecommender):
         """The module that makes vectors of the items' texts."""
         name, length = self.setting("item_llm"), self.setting("item_text_length")
         training = one_of("llm_training", self.setting("llm_training"), ("frozen", "lora", "full"))
-        kept = self.setting("adapt_from") and "lora" not in (self.setting("adapt") or [])
-        if training != "frozen" and not kept and self.loss_type == "CE":
-            raise ConfigError(
-                f"loss_type: CE ranks all items, so that with llm_training {training} every step "
-                "would send the whole catalogue through the LLM; use SampledCE or gBCE"
-            )
         folder, device, progress = find_llm(name), config["device"], bool(config["show_progress"])
         identity = {"name": str(name), "hash": hash_llm(folder)}
         states = llm = None
@@ -175,34 +169,46 @@ class Hydra(StateSpaceRecommender):
         if self._step_table is not None:
             return self._step_table
         if self.training or torch.is_grad_enabled():
-            return self._vectors()
+            return self._table()
         if self._frozen_table is None:
-            self._frozen_table = self._vectors(show_progress=self.show_progress)
+            self._frozen_table = self._table(show_progress=self.show_progress)
         return self._frozen_table
 
-    def _vectors(self, ids=None, show_progress=False):
-        """The item table, (n_items, hidden_size), zero in rows other than ``ids``."""
+    def _table(self, ids=None, show_progress=False):
+        """The item table, (n_items, hidden_size), zero in row 0.
+
+        With ``ids`` these items alone are computed, or for CE, which needs all, encoded by the LLM.
+        """
+        everything = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
         if ids is None:
-            ids = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
-        vectors = self.item_text(ids, show_progress and self.item_text.llm is not None)
+            rows, vectors = everything, self.item_text.catalogue(show_progress)[1:]
+        elif self.loss_type == "CE":
+            rows, vectors = everything, self.item_text.catalogue_with(ids)[1:]
+        else:
+            rows, vectors = ids, self.item_text(ids)
         if self.item_embedding is not None:
-            vectors = vectors + self.item_embedding(ids)
-        return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, ids, vectors)
+            vectors = vectors + self.item_embedding(rows)
+        return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, rows, vectors)
 
     @contextmanager
     def step(self, item_seq, targets, negatives=None):
-        """Compute the items of a batch, once: for CE all, otherwise inputs, targets, negatives."""
+        """Compute the items of a batch once: its inputs, targets and negatives, or for CE all.
+
+        A trained LLM encodes no others; those of CE's others that it lacks are of the last
+        evaluation, see :meth:`recbole_hydra.layers.TextItems.catalogue_with`.
+        """
         if self.item_text is None:
             yield
             return
         ids = None
-        if self.loss_type != "CE":
-            self._step_negatives = self._drawn_negatives(targets.device)
-            parts = [item_seq, targets, *(items for items, _ in self._step_negatives)]
-            parts += [] if negatives is None else [negatives]
-            ids = torch.cat([part.flatten() for part in parts if part is not None]).unique()
+        if self.loss_type != "CE" or self.item_text.is_trained:
+            parts = [item_seq, targets] + ([] if negatives is None else [negatives])
+            if self.loss_type != "CE":
+                self._step_negatives = self._drawn_negatives(targets.device)
+                parts += [items for items, _ in self._step_negatives if items is not None]
+            ids = torch.cat([part.flatten() for part in parts]).unique()
             ids = ids[ids > 0]
-        self._step_table = self._vectors(ids)
+        self._step_table = self._table(ids)
         try:
             yield
         finally:
@@ -212,13 +218,14 @@ class Hydra(StateSpaceRecommender):
         return self._step_negatives or super()._drawn_negatives(device)
 
     def train(self, mode=True):
-        """Set the mode, as torch's; what was computed for an evaluation is forgotten."""
+        """Set the mode, as torch's; what was computed for an evaluation is computed anew."""
         self._frozen_table = None
         super().train(mode)
-        if self.item_text is not None and self.item_text.is_trained:
-            # What is not trained draws no dropout either, as after adapting the layers alone.
-            trained = any(p.requires_grad for p in self.item_text.llm.parameters())
-            self.item_text.llm.train(mode and trained)
+        if self.item_text is not None and self.item_text.llm is not None:
+            # What is not trained draws no dropout either.
+            self.item_text.llm.train(mode and self.item_text.is_trained)
+            if not mode:
+                self.item_text.forget_states()
         return self
 
     # -- users -----------------------------------------------------------------------------------
