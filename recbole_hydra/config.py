@@ -71,6 +71,7 @@ _NOT_OF_A_DOMAIN = {"dataset", "data_path", "domains", "domain_settings", "devic
 _NOT_OF_ORIGIN = {
     "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
     "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
+    "llm_items_per_step",
     "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
 }  # fmt: skip
 

@@ -145,6 +145,9 @@ class Hydra(StateSpaceRecommender):
                 for a, b in parts  # by domain, so that a file of the cache serves it alone, too
             ]
             states = torch.cat([parts[0].new_zeros(1, parts[0].shape[1]), *parts])
+        self.llm_items_per_step = self.setting("llm_items_per_step")
+        if self.llm_items_per_step is not None:
+            positive_int("llm_items_per_step", self.llm_items_per_step)
         if training != "frozen":
             lora = {
                 key: self.setting(f"lora_{key}")
@@ -183,7 +186,10 @@ class Hydra(StateSpaceRecommender):
         if ids is None:
             rows, vectors = everything, self.item_text.catalogue(show_progress)[1:]
         elif self.loss_type == "CE":
-            rows, vectors = everything, self.item_text.catalogue_with(ids)[1:]
+            rows, vectors = (
+                everything,
+                self.item_text.catalogue_with(ids, self.llm_items_per_step)[1:],
+            )
         else:
             rows, vectors = ids, self.item_text(ids)
         if self.item_embedding is not None:
