@@ -141,8 +141,7 @@ def train(
 
     trainer = get_trainer(config)(config, recommender)
     if hasattr(trainer, "describe_data"):
-        domains = getattr(data.dataset, "domains", None)
-        trainer.describe_data(data.vocabulary, data.histories, domains)
+        trainer.describe_data(data.vocabulary, data.histories)
     trainer.on_epoch = on_epoch
     if state is not None:
         trainer.resume(resume, state)

@@ -70,7 +70,7 @@ class ResumableTrainer:
         self._initial_numbers = _numbers(model)
         self.history = []
         self.on_epoch = None
-        self.domains = None
+        self.domains = None  # those of the data that is evaluated
         self.data_state = {}
         self._saving = False
         self._resumed_state = None
@@ -81,11 +81,9 @@ class ResumableTrainer:
         self.saved_model_file = f"{run}{BEST}"
         self.last_model_file = f"{run}{LAST}"
 
-    def describe_data(self, vocabulary: dict, histories: dict, domains=None) -> None:
-        """Give the checkpoints the raw ids and the users' histories, see :mod:`.data.dataset`, and
-        evaluation the domains."""
+    def describe_data(self, vocabulary: dict, histories: dict) -> None:
+        """Give the checkpoints the raw ids and the users' histories; see :mod:`.data.dataset`."""
         self.data_state = {"vocabulary": vocabulary, "histories": histories}
-        self.domains = domains
 
     # -- RecBole's hooks ------------------------------------------------------------------------
 
@@ -178,7 +176,7 @@ class ResumableTrainer:
         """
         if not isinstance(eval_data, DomainLoaders):
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        results = {}
+        self.domains, results = eval_data.domains, {}
         for name, loader in eval_data.by_name.items():
             results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
             load_best_model = False

@@ -382,6 +382,8 @@ def test_tune(settings):
         max_concurrent=1, config_dict=given, show_progress=False,
     )  # fmt: skip
     assert {"ndcg@10", "ndcg@10 office", "ndcg@10 tools"} <= set(sweep.test_result)
+    again = run_recbole_hydra("Hydra", config_file_list=["sweep/best.yaml"])
+    assert sweep.test_result == again["test_result"]
 
 
 def test_tune_needs_data(capsys):

@@ -551,6 +551,14 @@ def test_by_id_nothing_is_imported_and_nothing_is_new(run_small, tmp_path):
     }  # fmt: skip
 
 
+def test_a_dataset_without_texts(settings):
+    from recbole.data import create_dataset as create_plain
+
+    config = Config("Hydra", "ring", config_dict=settings())
+    with pytest.raises(ConfigError, match="the dataset has no texts; make it with create_dataset"):
+        config.model_class(config, create_plain(config))
+
+
 # -- items without interactions ------------------------------------------------------------------
 
 

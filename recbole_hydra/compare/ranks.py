@@ -129,7 +129,7 @@ def rank_targets(run, targets) -> pd.DataFrame:
     """Rank the targets of a run's test users.
 
     Args:
-        run: a :class:`~recbole_hydra.quick_start.Run`, its best model loaded.
+        run: a :class:`~recbole_hydra.quick_start.Run` that was tested, its best model loaded.
         targets: :func:`left_out_targets` of its histories.
 
     Returns:

@@ -110,19 +110,21 @@ def _dataset_sections(comparison, dataset):
         return [("##", dataset, [*blocks, ("text", "No run is finished.")])]
     facts = finished[0]["fingerprint"]
     metric = display(comparison.metrics(dataset)[0])
+    by_domain = domain_table(comparison, dataset)
+    ranked = "all of them" if by_domain is None else "for each target those of its domain"
     blocks.append(
         (
             "text",
             f"Leave-one-out in the order of time; {facts['test_users']:,} test users, "
-            f"{facts['candidates']:,} items, all of them ranked. "
+            f"{facts['candidates']:,} items, {ranked} ranked. "
             f"{finished[0]['repeats']:.1%} of the targets are repeats: the user's history holds "
             "them already.",
         )
     )
     blocks.append(("table", quality_table(comparison, dataset)))
     blocks.append(("text", NOTES.format(metric=metric)))
-    if (table := domain_table(comparison, dataset)) is not None:
-        blocks += [("table", table), ("text", DOMAIN_NOTES)]
+    if by_domain is not None:
+        blocks += [("table", by_domain), ("text", DOMAIN_NOTES)]
     blocks.append(("table", cost_table(comparison, dataset)))
     blocks.append(("text", COST_NOTES))
     for name, caption in plots.draw(comparison, dataset):

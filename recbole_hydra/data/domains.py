@@ -150,6 +150,7 @@ class DomainLoaders:
     """
 
     def __init__(self, loader, domains):
+        self.domains = domains
         self._dataset = self.dataset = loader._dataset
         rows = loader._dataset.inter_feat
         domain = domains.of(rows[loader._dataset.iid_field])

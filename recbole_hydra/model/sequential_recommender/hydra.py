@@ -131,6 +131,11 @@ class Hydra(StateSpaceRecommender):
 
     def _text_items(self, config, dataset, d, std):
         """The module that makes vectors of the items' texts."""
+        if not hasattr(dataset, "item_text"):
+            raise ConfigError(
+                "item_encoder: the dataset has no texts; make it with create_dataset of "
+                "recbole_hydra.data, or with run_recbole_hydra"
+            )
         name, length = self.setting("item_llm"), self.setting("item_text_length")
         training = one_of("llm_training", self.setting("llm_training"), ("frozen", "lora", "full"))
         folder, device, progress = find_llm(name), config["device"], bool(config["show_progress"])
