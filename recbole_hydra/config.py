@@ -71,7 +71,6 @@ _NOT_OF_A_DOMAIN = {"dataset", "data_path", "domains", "domain_settings", "devic
 _NOT_OF_ORIGIN = {
     "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
     "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
-    "llm_items_per_step",
     "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
 }  # fmt: skip
 
@@ -414,6 +413,7 @@ class Config(RecBoleConfig):
 
     def _set_default_parameters(self):
         self._choose_training_mode()
+        self._choose_loss_of_text()
         self._fit_negative_sampling()
         self._check_metrics()
         if self.final_config_dict["domains"]:
@@ -432,6 +432,20 @@ class Config(RecBoleConfig):
         if dataset == "ml-100k" and not (folder / "ml-100k.inter").is_file():
             folder = Path(recbole.__file__).parent / "dataset_example" / dataset
         return str(folder)
+
+    def _choose_loss_of_text(self):
+        """A loss over the whole catalogue is not for an item LLM that is trained."""
+        final = self.final_config_dict
+        if "text" not in str(final.get("item_encoder")) or final["llm_training"] == "frozen":
+            return
+        kept = final["adapt_from"] and "lora" not in (final["adapt"] or [])
+        chosen = "loss_type" in self.external_config_dict or "loss_type" in self._settings
+        if final["loss_type"] == "CE" and not chosen and not kept:
+            final["loss_type"] = "SampledCE"
+            self.notes.append(
+                "loss_type: SampledCE, since CE would send every item of the catalogue through the "
+                f"LLM in every step (llm_training {final['llm_training']})"
+            )
 
     def _check_domains(self):
         """Refuse settings that several domains at once cannot have."""

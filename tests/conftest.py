@@ -159,7 +159,6 @@ def _save_llm(folder, kind, seed):
         model = transformers.BertModel(
             transformers.BertConfig(
                 **size, **width, intermediate_size=16, initializer_range=0.5,
-                hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
             )
         )  # fmt: skip
     model.save_pretrained(folder)

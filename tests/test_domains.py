@@ -433,6 +433,7 @@ def test_only_the_chosen_parts_are_trained(learned, chosen):
     count = sum(p.numel() for p in run.trainer.model.parameters() if p.requires_grad)
     assert run.result["parameters"]["total"] == count
     assert run.config["hidden_size"] == 16 and run.config["lora_rank"] == 8
+    assert run.config["loss_type"] == ("SampledCE" if "lora" in chosen else "CE")
 
 
 def test_zero_shot_is_the_checkpoint_as_it_is(learned, caplog):

@@ -28,8 +28,10 @@ def settings(make_ring, make_llm, tmp_path):
     """Settings of Hydra on the texts of a ring of 24 items with 2 more that nobody had."""
 
     def make(**changes):
+        if not (tmp_path / "data").exists():
+            make_ring("ring", cold=2)
         given = {
-            "data_path": make_ring("ring", cold=2),
+            "data_path": str(tmp_path / "data"),
             "item_encoder": "text",
             "item_llm": make_llm(),
             "item_text_fields": ["title", "brand"],
@@ -296,6 +298,7 @@ def test_missing_library_names_the_extra(settings, monkeypatch, library, trainin
     [
         ({"item_encoder": "words"}, "item_encoder must be one of id, text, id\\+text"),
         ({"llm_training": "half"}, "llm_training must be one of"),
+        ({"llm_training": "lora", "loss_type": "CE"}, "loss_type: CE ranks all items"),
         ({"llm_training": "lora", "lora_rank": 0}, "lora_rank"),
         ({"llm_training": "lora", "lora_target_modules": ["nowhere"]}, "lora_target_modules"),
         ({"item_text_length": 1}, "item_text_length"),
@@ -360,16 +363,9 @@ def test_items_that_are_no_target_take_no_part_in_the_loss(settings):
     positions = torch.tensor([0, 2, 5, len(targets) - 1])
     want = F.cross_entropy(states @ table[targets].T, positions)
     assert torch.allclose(model.target_loss(states, torch.from_numpy(targets)[positions]), want)
-    _, _, sampled = prepared(settings_like(model, settings))
+    _, _, sampled = prepared(settings(loss_type="SampledCE"))
     drawn = torch.cat([sampled._drawn_negatives(torch.device("cpu"))[0][0] for _ in range(300)])
     assert set(drawn.tolist()) == set(targets.tolist())
-
-
-def settings_like(model, settings):
-    """The same data again (its folder exists already), with a sampled loss."""
-    path = model.item_text.identity["name"]
-    given = small("Hydra", loss_type="SampledCE", num_negatives=8, item_encoder="text")
-    return {**given, "data_path": "data", "item_llm": path, "item_llm_cache": "cache"}
 
 
 def test_sampled_loss_by_hand(settings):
@@ -383,13 +379,12 @@ def test_sampled_loss_by_hand(settings):
     assert torch.allclose(model.target_loss(states, targets), want)
 
 
-@pytest.mark.parametrize("loss_type", ["CE", "SampledCE"])
 @pytest.mark.parametrize("training", ["lora", "full"])
-def test_only_the_items_of_a_batch_are_encoded(settings, training, loss_type):
-    given = settings(
-        llm_training=training, train_batch_size=12, num_negatives=3, loss_type=loss_type
-    )
-    _, train, model = prepared(given)
+def test_only_the_items_of_a_batch_are_encoded(settings, training):
+    given = settings(llm_training=training, train_batch_size=12, num_negatives=3)
+    config, train, model = prepared(given)
+    assert config["loss_type"] == "SampledCE"
+    assert any("loss_type: SampledCE" in note for note in config.notes)
     encoded, forward = [], model.item_text.llm.forward
 
     def record(ids, show_progress=False):
@@ -404,35 +399,30 @@ def test_only_the_items_of_a_batch_are_encoded(settings, training, loss_type):
         encoded.clear()
         drawn.clear()
         WindowLoss(model)(batch).backward()
-        (ids,), parts = encoded, [batch["item_id_list"], batch["item_id"]]
-        if loss_type != "CE":
-            parts.append(drawn[0][0][0])
+        (ids,), negatives = encoded, drawn[0][0][0]
+        parts = (batch["item_id_list"], batch["item_id"], negatives)
         want = {i for part in parts for i in part.flatten().tolist()} - {0}
         assert sorted(ids) == sorted(want) and len(want) < 26
     gradient = model.item_text.llm.item_token.grad
     assert gradient is not None and gradient.abs().max() > 0
 
 
-def test_softmax_over_a_catalogue_whose_llm_is_trained(settings):
-    """Items outside a batch have the states of the last evaluation, its own have new ones."""
-    _, train, model = prepared(settings(llm_training="full"))
-    text = model.item_text
-    old = model.eval().item_table.detach()
-    with torch.no_grad():
-        text.llm.item_token += 1.0
-    batch = torch.tensor([[3, 4], [4, 7]])
-    model.train()
-    with model.step(batch, torch.tensor([7])):
-        table = model.item_table
-        changed = (table != old).any(1).nonzero().squeeze(1)
-        assert changed.tolist() == [3, 4, 7]
-        table.sum().backward()
-    assert text.llm.item_token.grad.abs().max() > 0
-    with model.step(batch[:, :1], torch.tensor([3])):  # the new states of 7 are kept
-        assert torch.allclose(model.item_table[7], table[7], atol=1e-6)
-    new = model.eval().item_table
-    assert (new[1:] != old[1:]).any(1).all()
-    assert torch.allclose(new[[3, 4, 7]], table[[3, 4, 7]], atol=1e-5)
+def test_the_llm_draws_no_dropout(settings, make_llm):
+    """But LoRA does, where it is asked to."""
+    for dropout, same in ((0.0, True), (0.5, False)):
+        given = settings(
+            llm_training="lora", lora_dropout=dropout, item_llm=make_llm("bidirectional")
+        )
+        _, _, model = prepared(given)
+        assert model.item_text.llm.llm.config.hidden_dropout_prob > 0
+        llm = model.train().item_text.llm
+        with torch.no_grad():
+            for name, weight in llm.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_()
+        ids = torch.tensor([1, 2, 3])
+        assert torch.equal(llm(ids), llm(ids)) == same
+        assert torch.equal(llm.eval()(ids), llm(ids))
 
 
 def test_an_evaluation_encodes_the_catalogue_once(settings, monkeypatch):

@@ -72,29 +72,8 @@ class TextItems(nn.Module):
         return self._project(self._all_states().index_select(0, ids))
 
     def catalogue(self, show_progress=False):
-        """Vectors of all items, (n_items, width); row 0, padding, means nothing.
-
-        Those of a trained LLM are of its states as they were computed last: at the last evaluation,
-        or by :meth:`catalogue_with`.
-        """
+        """Vectors of all items, (n_items, width); row 0, padding, means nothing."""
         return self._project(self._all_states(show_progress))
-
-    def catalogue_with(self, ids, most=None):
-        """As :meth:`catalogue`, with the items ``ids`` encoded by the LLM as it is now.
-
-        Gradients reach the LLM through those alone. The others lag behind by less than an epoch, as
-        in the memory of Wang et al. 2020 (arXiv 1912.06798): of an LLM that moves slowly, little.
-
-        Args:
-            ids: distinct item ids, (items,). most: encode so many of them, drawn at random.
-        """
-        states = self._all_states()
-        if most is not None and len(ids) > most:
-            ids = ids[torch.randperm(len(ids), device=ids.device)[:most]]
-        fresh = self.llm(ids)
-        mixed = states.index_copy(0, ids, fresh)
-        states[ids] = fresh.detach()
-        return self._project(mixed)
 
     def _project(self, states):
         return self.projection((states - self.center) / self.scale)

@@ -138,6 +138,12 @@ class Hydra(StateSpaceRecommender):
             )
         name, length = self.setting("item_llm"), self.setting("item_text_length")
         training = one_of("llm_training", self.setting("llm_training"), ("frozen", "lora", "full"))
+        kept = self.setting("adapt_from") and "lora" not in (self.setting("adapt") or [])
+        if training != "frozen" and not kept and self.loss_type == "CE":
+            raise ConfigError(
+                f"loss_type: CE ranks all items, so that with llm_training {training} every step "
+                "would send the whole catalogue through the LLM; use SampledCE or gBCE"
+            )
         folder, device, progress = find_llm(name), config["device"], bool(config["show_progress"])
         identity = {"name": str(name), "hash": hash_llm(folder)}
         states = llm = None
@@ -150,9 +156,6 @@ class Hydra(StateSpaceRecommender):
                 for a, b in parts  # by domain, so that a file of the cache serves it alone, too
             ]
             states = torch.cat([parts[0].new_zeros(1, parts[0].shape[1]), *parts])
-        self.llm_items_per_step = self.setting("llm_items_per_step")
-        if self.llm_items_per_step is not None:
-            positive_int("llm_items_per_step", self.llm_items_per_step)
         if training != "frozen":
             lora = {
                 key: self.setting(f"lora_{key}")
@@ -183,40 +186,28 @@ class Hydra(StateSpaceRecommender):
         return self._frozen_table
 
     def _table(self, ids=None, show_progress=False):
-        """The item table, (n_items, hidden_size), zero in row 0.
-
-        With ``ids`` these items alone are computed, or for CE, which needs all, encoded by the LLM.
-        """
-        everything = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
+        """The item table, (n_items, hidden_size), zero in rows other than ``ids``, by default all
+        but the padding's."""
         if ids is None:
-            rows, vectors = everything, self.item_text.catalogue(show_progress)[1:]
-        elif self.loss_type == "CE":
-            rows, vectors = (
-                everything,
-                self.item_text.catalogue_with(ids, self.llm_items_per_step)[1:],
-            )
+            ids = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
+            vectors = self.item_text.catalogue(show_progress)[1:]
         else:
-            rows, vectors = ids, self.item_text(ids)
+            vectors = self.item_text(ids)
         if self.item_embedding is not None:
-            vectors = vectors + self.item_embedding(rows)
-        return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, rows, vectors)
+            vectors = vectors + self.item_embedding(ids)
+        return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, ids, vectors)
 
     @contextmanager
     def step(self, item_seq, targets, negatives=None):
-        """Compute the items of a batch once: its inputs, targets and negatives, or for CE all.
-
-        A trained LLM encodes no others; those of CE's others that it lacks are of the last
-        evaluation, see :meth:`recbole_hydra.layers.TextItems.catalogue_with`.
-        """
+        """Compute the items of a batch, once: for CE all, otherwise inputs, targets, negatives."""
         if self.item_text is None:
             yield
             return
         ids = None
-        if self.loss_type != "CE" or self.item_text.is_trained:
+        if self.loss_type != "CE":
+            self._step_negatives = self._drawn_negatives(targets.device)
             parts = [item_seq, targets] + ([] if negatives is None else [negatives])
-            if self.loss_type != "CE":
-                self._step_negatives = self._drawn_negatives(targets.device)
-                parts += [items for items, _ in self._step_negatives if items is not None]
+            parts += [items for items, _ in self._step_negatives if items is not None]
             ids = torch.cat([part.flatten() for part in parts]).unique()
             ids = ids[ids > 0]
         self._step_table = self._table(ids)
