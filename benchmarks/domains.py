@@ -37,8 +37,9 @@ COMMON = {
 FIELDS = {name: ["title", "brand"] for name in DOMAINS[:2]} | {"movies": ["title", "genre"]}
 LORA = {
     "llm_training": "lora", "adapt": ["lora", "projection", "hydra"], "epochs": 3,
-    "llm_gradient_checkpointing": False, "learning_rate": 0.0005, "llm_learning_rate": 0.0005,
-    "train_batch_size": 512,
+    "loss_type": "SampledCE", "num_negatives": 256, "train_batch_size": 1024,
+    "learning_rate": 0.0001, "llm_learning_rate": 0.0003, "llm_gradient_checkpointing": False,
+    "lora_target_modules": ["query", "value"],
 }  # fmt: skip
 #: What is trained on the domain left out, from the LoRA model of the others.
 ADAPTATIONS = (["hydra"], ["projection", "hydra"], ["lora"])
