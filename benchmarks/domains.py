@@ -18,7 +18,7 @@ import report
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from item_text import cell, minilm
+from item_text import LORA, cell, minilm
 
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.quick_start import read_test_set, train
@@ -35,12 +35,6 @@ COMMON = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
 }  # fmt: skip
 FIELDS = {name: ["title", "brand"] for name in DOMAINS[:2]} | {"movies": ["title", "genre"]}
-LORA = {
-    "llm_training": "lora", "adapt": ["lora", "projection", "hydra"], "epochs": 3,
-    "loss_type": "SampledCE", "num_negatives": 256, "train_batch_size": 1024,
-    "learning_rate": 0.0001, "llm_learning_rate": 0.0003, "llm_gradient_checkpointing": False,
-    "lora_target_modules": ["query", "value"],
-}  # fmt: skip
 #: What is trained on the domain left out, from the LoRA model of the others.
 ADAPTATIONS = (["hydra"], ["projection", "hydra"], ["lora"])
 
