@@ -178,8 +178,9 @@ def group_table(folder, dataset, encoders, seeds) -> str:
     return report.table(headers, rows)
 
 
-def cold_table(folder, dataset, cold, encoders, seeds) -> tuple[str, int, int]:
-    rows, number, items = [], 0, 0
+def cold_table(folder, dataset, cold, encoders, seeds) -> tuple[str, int]:
+    """The table of the runs without the cold items, and the number of users tested on those."""
+    rows, number = [], 0
     for encoder in encoders:
         _, tables = finished(folder, f"{dataset}-cold", encoder, seeds)
         if not tables:
@@ -193,7 +194,7 @@ def cold_table(folder, dataset, cold, encoders, seeds) -> tuple[str, int, int]:
         rows.append(row)
     headers = ["items", "seeds", "NDCG@10, cold", "HR@10, cold", "NDCG@10, warm", "HR@10, warm",
                "median rank, cold"]  # fmt: skip
-    return report.table(headers, rows), number, items
+    return report.table(headers, rows), number
 
 
 def main():
@@ -225,7 +226,7 @@ def main():
         f"of its seed ({lora}); its parameters, epochs and seconds are those of that second stage.",
     ]
     for name in datasets:
-        held, number, _ = cold_table(folder, name, cold[name], ENCODERS, seeds)
+        held, number = cold_table(folder, name, cold[name], ENCODERS, seeds)
         candidates = len((options.data_path / name / f"{name}.item").read_text("utf-8").split("\n"))
         parts += [
             f"## {name}",

@@ -93,8 +93,8 @@ def _origin(name, config, state):
     """The name in the checkpoint of a parameter of the new model; None where it has none."""
     if not name.startswith("layers."):
         return name
-    old = _stacks(state["config"], state["dataset"])
-    new = _stacks(config, config["dataset"])
+    old = _stacks(state["config"])
+    new = _stacks(config)
     rest = name.removeprefix("layers.")
     if new is None:
         domain = config["dataset"]
@@ -106,7 +106,7 @@ def _origin(name, config, state):
     return f"layers.{old.index(domain)}.{rest}" if domain in old else None
 
 
-def _stacks(config, dataset):
+def _stacks(config):
     """The domains that have layers of their own; None where all share theirs."""
     return config["domains"] if config["user_model"] == "per_domain" and config["domains"] else None
 
