@@ -5,7 +5,8 @@
 
 The domains: amazon-office, amazon-industrial, and of ml-1m-prefix every tenth user ("movies"). A
 model is trained in two stages: on the frozen LLM until it stops early, then with LoRA for a few
-epochs. Runs that are finished in ``--folder`` are not repeated; the report is of what is there.
+epochs. Each run's figures go into ``results/domains/runs.json``: what is there is not repeated
+(remove it to measure anew), unless another run starts from a checkpoint that ``--folder`` lacks.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.quick_start import read_test_set, train
 
 NAME = "domains"
+RUNS = report.RESULTS / NAME / "runs.json"
 DOMAINS = ("amazon-office", "amazon-industrial", "movies")
 SETS = (DOMAINS[:2], DOMAINS)
 
@@ -58,24 +60,39 @@ def prepare(data_path: Path, folder: Path) -> Path:
 
 
 class Bench:
-    """Runs of one seed, each once: its result lies in ``folder/label/seed``."""
+    """Runs of one seed, each once."""
 
     def __init__(self, folder, data, seed):
         self.folder, self.data, self.seed = folder, data, seed
-
-    def path(self, label):
-        return self.folder / "runs" / label / str(self.seed)
+        self.asked = {}  # label -> (domains, settings)
 
     def checkpoint(self, label) -> str:
-        return str(next((self.path(label) / "checkpoints").glob("*.best.pth")))
+        """The best checkpoint of a run that was asked for, which is trained if need be."""
+        own = self.folder / "runs" / label / str(self.seed)
+        if not (own / "result.json").is_file():
+            self._train(own, *self.asked[label])
+        return str(next((own / "checkpoints").glob("*.best.pth")))
 
     def fit(self, label, domains, **settings) -> dict:
-        """Train on one domain or several, and return the result, from the file if it is there."""
-        own = self.path(label)
-        if (done := read_json(own / "result.json")) is not None:
-            return done
+        """The figures of a run on one domain or several, which is trained if they are not known."""
+        self.asked[label] = (domains, settings)
+        runs = read_json(RUNS) or {}
+        key = f"{label} {self.seed}"
+        if key not in runs:
+            best = Path(self.checkpoint(label))
+            runs[key] = read_json(best.parent.parent / "result.json")
+            RUNS.parent.mkdir(parents=True, exist_ok=True)
+            write_json(RUNS, runs)
+            wall = f"{runs[key]['wall_seconds']:.0f} s"
+            print(key, dict(runs[key]["test"]), wall, flush=True)
+        return runs[key]
+
+    def _train(self, own, domains, settings) -> None:
         for path in own.glob("checkpoints/*"):
             path.unlink()  # of a run that was killed
+        settings = dict(settings)
+        if "origin" in settings:
+            settings["adapt_from"] = self.checkpoint(settings.pop("origin"))
         given = {
             **COMMON, "data_path": str(self.data), "seed": self.seed, "item_llm": minilm(),
             "checkpoint_dir": str(own / "checkpoints"), **settings,
@@ -89,26 +106,23 @@ class Bench:
         start, cpu = time.perf_counter(), time.process_time()
         run = train("Hydra", None if len(domains) > 1 else domains[0], config_dict=given)
         read_test_set(run)
-        spent = [e["train_seconds"] + e["valid_seconds"] for e in run.result["history"]]
+        history = run.result["history"]
         result = {
             "parameters": run.result["parameters"]["total"],
             "test": run.result["test_result"],
             "valid": run.result["best_valid_result"],
             "zero_shot": run.result.get("zero_shot"),
-            "valid_scores": [e["valid_score"] for e in run.result["history"]],
-            "seconds": spent,
+            "valid_scores": [e["valid_score"] for e in history],
+            "seconds": [e["train_seconds"] + e["valid_seconds"] for e in history],
             "wall_seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu,
         }
         write_json(own / "result.json", result)
-        print(label, self.seed, dict(result["test"]), f"{result['wall_seconds']:.0f} s", flush=True)
-        return result
 
     def two_stages(self, label, domains, **settings) -> tuple[dict, dict]:
         """The frozen model, and the one that goes on from it with LoRA."""
         frozen = self.fit(f"{label}-frozen", domains, **settings)
-        origin = self.checkpoint(f"{label}-frozen")
-        lora = self.fit(f"{label}-lora", domains, **{**settings, **LORA}, adapt_from=origin)
+        lora = self.fit(f"{label}-lora", domains, **{**settings, **LORA}, origin=f"{label}-frozen")
         return frozen, lora
 
 
@@ -153,7 +167,7 @@ def leave_one_out(bench) -> dict:
     for name in DOMAINS:
         others = [other for other in DOMAINS if other != name]
         bench.two_stages(f"{label_of(others)}-shared", others, user_model="shared")
-        origin = bench.checkpoint(f"{label_of(others)}-shared-lora")
+        origin = f"{label_of(others)}-shared-lora"
         alone = bench.two_stages(label_of([name]), [name])
         found[name, "from scratch"] = {
             "parameters": alone[1]["parameters"],
@@ -163,7 +177,7 @@ def leave_one_out(bench) -> dict:
         budget = found[name, "from scratch"]["seconds"] / 10
         for parts in ADAPTATIONS:
             label = f"{label_of([name])}-adapt-{'+'.join(parts)}"
-            settings = {"adapt_from": origin, "adapt": parts}
+            settings = {"origin": origin, "adapt": parts}
             if "lora" in parts:
                 settings = {**LORA, **settings}
             full = bench.fit(label, [name], **settings)
@@ -257,7 +271,7 @@ def main():
     ]
     for name in DOMAINS:
         parts += [f"### {name}", second_table(second, name)]
-    report.write(NAME, "Several domains by one item LLM", *parts)
+    report.write(f"{NAME}/report", "Several domains by one item LLM", *parts)
 
 
 if __name__ == "__main__":

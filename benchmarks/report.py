@@ -26,5 +26,6 @@ def write(name: str, title: str, *paragraphs: str) -> None:
     """Print a report and write it to ``results/<name>.md``."""
     text = "\n\n".join([f"# {title}", f"Machine: {machine()}.", *paragraphs]) + "\n"
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+    path = RESULTS / f"{name}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
