@@ -219,6 +219,14 @@ def test_batches_mix_domains(settings):
     assert mixed >= 1 and abs(targets[0] - targets[1]) <= 8
 
 
+def test_temperature_of_one_domain_draws_all(settings):
+    given = settings(domain_temperature=4, dataset="tools")
+    del given["domains"]
+    config = Config("Hydra", config_dict=given)
+    loader, *_ = split_dataset(config, create_dataset(config))
+    assert sum(int((batch["item_id"] > 0).sum()) for batch in loader) == int(loader.is_target.sum())
+
+
 # -- training and evaluation ---------------------------------------------------------------------
 
 

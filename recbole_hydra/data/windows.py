@@ -197,8 +197,9 @@ class WindowLoader(AbstractDataLoader):
         self.is_target = torch.zeros(len(self.items), dtype=torch.bool)
         self.is_target[dataset.inter_feat[POSITION]] = True
         self.windows = self._cut(dataset)
-        self.temperature = config["domain_temperature"] or 1.0
+        self.temperature = 1.0  # of one domain, any temperature draws all
         if (domains := getattr(dataset, "domains", None)) is not None:
+            self.temperature = config["domain_temperature"] or 1.0
             last = self.items[self.windows.start + self.windows.length]  # each window's last target
             self.domain = domains.of(last).numpy()
         self.sample_size = len(self.windows)
