@@ -275,7 +275,7 @@ class Hydra(StateSpaceRecommender):
     def _run_by_domain(self, item_seq, H, state, keep):
         """As :meth:`_run`, each row with the layers of the domain its items are from."""
         length = H.shape[1]
-        domain = torch.bucketize(item_seq[:, 0], self.domain_start, right=True) - 1
+        domain = torch.bucketize(item_seq[:, 0].contiguous(), self.domain_start, right=True) - 1
         domain = domain.clamp_min(0)  # a row of padding alone
         out, after, where = [], [], []
         for index in domain.unique().tolist():
