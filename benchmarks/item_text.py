@@ -40,9 +40,9 @@ COMMON = {
 
 #: The second stage of LoRA, from the frozen run of the same seed.
 LORA = {
-    "llm_training": "lora", "adapt": ["lora", "projection", "hydra"], "epochs": 3,
+    "llm_training": "lora", "adapt": ["lora", "projection", "hydra"], "epochs": 2,
     "loss_type": "SampledCE", "num_negatives": 256, "train_batch_size": 1024,
-    "learning_rate": 0.0001, "llm_learning_rate": 0.0003, "llm_gradient_checkpointing": False,
+    "learning_rate": 0.0001, "llm_learning_rate": 0.001, "llm_gradient_checkpointing": False,
     "lora_target_modules": ["query", "value"],
 }  # fmt: skip
 

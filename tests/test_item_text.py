@@ -171,7 +171,7 @@ def test_chunks_do_not_matter(make_llm, monkeypatch):
     llm.tokenise(TEXTS)
     ids = torch.tensor([3, 1, 0, 2])
     whole = llm(ids)
-    monkeypatch.setattr(item_llm, "CHUNK_TOKENS", 12)
+    monkeypatch.setitem(item_llm.CHUNK_TOKENS, "cpu", 12)
     assert torch.allclose(llm(ids), whole, atol=1e-5)
 
 
@@ -190,6 +190,29 @@ def test_gradient_checkpointing_changes_no_gradient(make_llm, training):
     assert all(torch.allclose(gradients[0][n], g, atol=1e-5) for n, g in gradients[1].items())
     names = [name for name in gradients[0] if name != "item_token"]
     assert names and (training == "full" or all("lora_" in name for name in names))
+
+
+@pytest.mark.parametrize("kind", ["causal", "bidirectional"])
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_bfloat16_on_a_cpu(make_llm, monkeypatch, kind, training):
+    """Where the CPU has it; states and gradients are those of float32, but for the rounding."""
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": "all-linear"}
+    folder, found = make_llm(kind), {}
+    for low in (False, True):
+        monkeypatch.setattr(item_llm, "_has_bfloat16", lambda device, low=low: low)
+        torch.manual_seed(0)
+        llm = ItemLLM(folder, None, training, lora)
+        llm.tokenise(TEXTS)
+        states = llm(torch.arange(4))
+        assert states.dtype == torch.float32 and llm.low == low
+        (states @ torch.linspace(-1, 1, 16)).sum().backward()
+        trained = [p for p in llm.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 for p in trained)  # small steps are not rounded away
+        found[low] = states.detach(), llm.item_token.grad
+    assert ItemLLM(folder).low is False  # frozen
+    error = (found[True][0] - found[False][0]).norm(dim=1) / found[False][0].norm(dim=1)
+    assert 0 < error.median() < 0.05 and error.max() < 0.2
+    assert torch.cosine_similarity(found[True][1], found[False][1], dim=0) > 0.9
 
 
 @pytest.mark.parametrize("limit, tokens", [(None, 23), (6, 5)])
