@@ -26,6 +26,7 @@ import report
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from recbole_hydra.compare.ranks import left_out_targets, metric, rank_targets
+from recbole_hydra.machine import machine
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.quick_start import read_test_set, train
 
@@ -136,6 +137,7 @@ def fit(dataset, data_path, encoder, seed, folder):
             "seconds_per_epoch": statistics.median(e["train_seconds"] for e in history),
             "wall_seconds": time.perf_counter() - start,
             "cpu_seconds": time.process_time() - cpu,
+            "machine": machine(),
         },
     )
     return next((own / "checkpoints").glob("*.best.pth"))
@@ -193,6 +195,16 @@ def overall_table(dataset, seeds) -> str:
         ["items", "seeds", "NDCG@10", "HR@10", "trainable parameters", "epochs", "s per epoch",
          "CPU s"], rows,
     )  # fmt: skip
+
+
+def machines(datasets, seeds) -> str:
+    """Which rows of the tables were measured on which machine."""
+    found = {}
+    for encoder in ENCODERS:
+        for dataset in datasets:
+            for run in finished(dataset, encoder, seeds):
+                found.setdefault(run["machine"], {})[TITLES[encoder]] = None
+    return "; ".join(f"{' and '.join(rows)}: {name}" for name, rows in found.items())
 
 
 def group_table(dataset, seeds) -> str:
@@ -254,6 +266,7 @@ def main():
         "improvement of validation NDCG@10. RecBole's ranking over all items of the `.item` file; "
         f"mean ± standard deviation over seeds {options.seeds}. LoRA goes on from the frozen run "
         f"of its seed ({lora}); its parameters, epochs and seconds are those of that second stage.",
+        f"Seconds were measured on these machines. {machines(datasets, seeds)}.",
     ]
     for name in datasets:
         held, number = cold_table(name, seeds)
