@@ -172,38 +172,37 @@ def one_against_many(bench) -> dict:
     return found
 
 
-def leave_one_out(bench) -> dict:
-    """``{(domain, what was trained): {...}}`` of one seed."""
+def leave_out(bench, name) -> dict:
+    """``{(domain, what was trained): {...}}`` of one seed and the domain left out."""
     found = {}
-    for name in DOMAINS:
-        others = [other for other in DOMAINS if other != name]
-        bench.two_stages(f"{label_of(others)}-shared", others, user_model="shared")
-        origin = f"{label_of(others)}-shared-lora"
-        alone = bench.two_stages(label_of([name]), [name])
-        found[name, "from scratch"] = {
-            "parameters": alone[1]["parameters"],
-            "seconds": sum(alone[0]["seconds"] + alone[1]["seconds"]),
-            "full": alone[1]["test"],
+    others = [other for other in DOMAINS if other != name]
+    bench.two_stages(f"{label_of(others)}-shared", others, user_model="shared")
+    origin = f"{label_of(others)}-shared-lora"
+    alone = bench.two_stages(label_of([name]), [name])
+    found[name, "from scratch"] = {
+        "parameters": alone[1]["parameters"],
+        "seconds": sum(alone[0]["seconds"] + alone[1]["seconds"]),
+        "full": alone[1]["test"],
+    }
+    budget = found[name, "from scratch"]["seconds"] / 10
+    for parts in ADAPTATIONS:
+        label = f"{label_of([name])}-adapt-{'+'.join(parts)}"
+        settings = {"origin": origin, "adapt": parts}
+        if "lora" in parts:
+            settings = {**LORA, **settings}
+        full = bench.fit(label, [name], **settings)
+        epochs = int((np.cumsum(full["seconds"]) <= budget).sum())
+        tenth = None
+        if epochs:
+            tenth = bench.fit(f"{label}-tenth", [name], **{**settings, "epochs": epochs})
+        found[name, " + ".join(parts)] = {
+            "parameters": full["parameters"],
+            "seconds": sum(full["seconds"]),
+            "zero": full["zero_shot"]["test"],
+            "tenth": tenth and tenth["test"],
+            "epochs": epochs,
+            "full": full["test"],
         }
-        budget = found[name, "from scratch"]["seconds"] / 10
-        for parts in ADAPTATIONS:
-            label = f"{label_of([name])}-adapt-{'+'.join(parts)}"
-            settings = {"origin": origin, "adapt": parts}
-            if "lora" in parts:
-                settings = {**LORA, **settings}
-            full = bench.fit(label, [name], **settings)
-            epochs = int((np.cumsum(full["seconds"]) <= budget).sum())
-            tenth = None
-            if epochs:
-                tenth = bench.fit(f"{label}-tenth", [name], **{**settings, "epochs": epochs})
-            found[name, " + ".join(parts)] = {
-                "parameters": full["parameters"],
-                "seconds": sum(full["seconds"]),
-                "zero": full["zero_shot"]["test"],
-                "tenth": tenth and tenth["test"],
-                "epochs": epochs,
-                "full": full["test"],
-            }
     return found
 
 
@@ -260,7 +259,10 @@ def main():
     data = prepare(options.data_path, folder)
     benches = [Bench(folder, data, int(seed)) for seed in options.seeds.split(",")]
     first = [one_against_many(bench) for bench in benches]
-    second = [leave_one_out(bench) for bench in benches]
+    second = [
+        {key: value for name in DOMAINS for key, value in leave_out(bench, name).items()}
+        for bench in benches
+    ]
 
     lora = ", ".join(f"{key} {value}" for key, value in LORA.items())
     parts = [
