@@ -271,7 +271,8 @@ def main():
         "defaults, nothing tuned; a model is trained on the frozen LLM until early stopping, then "
         f"with LoRA ({lora}). Every target is ranked among all items of its domain. Movies are the "
         "last 32 interactions of every tenth user of ml-1m-prefix. Seeds "
-        f"{options.seeds}; seconds are of both stages, reading and encoding included.",
+        f"{options.seeds}; seconds are of both stages, reading and encoding included. Other runs "
+        "were beside these, so that CPU seconds compare better than wall seconds.",
         "## One LLM for all domains against one per domain",
     ]
     for domains in SETS:
