@@ -2,7 +2,7 @@
 
 import torch
 
-from recbole_hydra.data.windows import CONTINUES, HANDS_ON
+from recbole_hydra.data.windows import CONTINUES, EARLIER, HANDS_ON
 from recbole_hydra.model.causal import loss_step, states_at, target_loss
 
 
@@ -36,7 +36,18 @@ class WindowLoss:
                 states = self._continued(batch, counted)
             else:
                 states = states_at(model, item_seq, counted)
-            return target_loss(model, states, targets, negatives)
+            history = self._history(batch, counted)
+            return target_loss(model, states, targets, history, negatives)
+
+    def _history(self, batch, counted):
+        """The items up to each counted position, those of earlier windows included; see
+        ``target_loss``."""
+        item_seq = batch[self.model.ITEM_SEQ]
+        if not self.carry_state:
+            return item_seq, counted
+        length, before = item_seq.shape[1], batch[EARLIER].shape[1]
+        last = counted // length * (before + length) + before + counted % length
+        return torch.cat([batch[EARLIER], item_seq], dim=1), last
 
     def _continued(self, batch, counted):
         """States at the counted positions, starting from what earlier windows left."""

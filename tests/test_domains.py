@@ -280,7 +280,8 @@ def test_the_loss_is_within_domains(settings):
             zip(targets.tolist(), [(1, 25), (25, 37), (1, 25)], strict=True)
         )
     ]
-    assert torch.allclose(model.target_loss(states, targets), torch.stack(want).mean(), atol=1e-5)
+    loss = model.target_loss(states, targets, (torch.ones(3, 1, dtype=torch.long), torch.arange(3)))
+    assert torch.allclose(loss, torch.stack(want).mean(), atol=1e-5)
 
 
 def test_user_models_per_domain(settings):

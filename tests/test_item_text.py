@@ -385,7 +385,9 @@ def test_items_that_are_no_target_take_no_part_in_the_loss(settings):
     states, table = torch.randn(4, 16), model.item_table
     positions = torch.tensor([0, 2, 5, len(targets) - 1])
     want = F.cross_entropy(states @ table[targets].T, positions)
-    assert torch.allclose(model.target_loss(states, torch.from_numpy(targets)[positions]), want)
+    history = torch.ones(4, 1, dtype=torch.long), torch.arange(4)
+    loss = model.target_loss(states, torch.from_numpy(targets)[positions], history)
+    assert torch.allclose(loss, want)
     _, _, sampled = prepared(settings(loss_type="SampledCE"))
     drawn = torch.cat([sampled._drawn_negatives(torch.device("cpu"))[0][0] for _ in range(300)])
     assert set(drawn.tolist()) == set(targets.tolist())
@@ -399,7 +401,8 @@ def test_sampled_loss_by_hand(settings):
     ((items, expected),) = model._drawn_negatives(states.device)
     torch.manual_seed(0)
     want = sampled_cross_entropy(states, model.item_table, targets, items, expected)
-    assert torch.allclose(model.target_loss(states, targets), want)
+    history = torch.ones(3, 1, dtype=torch.long), torch.arange(3)
+    assert torch.allclose(model.target_loss(states, targets, history), want)
 
 
 @pytest.mark.parametrize("training", ["lora", "full"])

@@ -172,6 +172,12 @@ def negative_of(user, length, n_items):
     return 1 + (user * 31 + length * 7) % (n_items - 1)
 
 
+def bias_on_repeats(model):
+    """Let Hydra's scores depend on what its history holds, as they do once it is trained."""
+    if getattr(model, "repeat_bias", None) is not None:
+        torch.nn.init.normal_(model.repeat_bias.weight, std=0.1)
+
+
 def loss_sum_and_gradients(model, loss, count):
     model.zero_grad()
     (loss * count).backward()
@@ -185,6 +191,7 @@ def assert_same_loss(path, model_name, loss_type, dtype, tolerance, users, **cha
     _, windows = prepare(path, "autoregressive", model_name, **changes)
     torch.manual_seed(0)
     model = config.model_class(config, windows[0]._dataset).to(dtype)
+    bias_on_repeats(model)
     n_items = model.n_items
 
     rows = prefixes[0]._dataset[list(range(len(prefixes[0]._dataset)))]
@@ -220,7 +227,10 @@ def short_histories(tmp_path_factory):
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_the_prefixes(short_histories, model, loss_type, dtype, tolerance):
     path, users = short_histories
-    assert_same_loss(path, model, loss_type, dtype, tolerance, users)
+    forms = ("none", "shared", "distance") if model == "Hydra" else (None,)
+    for form in forms:
+        changes = {} if form is None else {"repeat_bias": form}
+        assert_same_loss(path, model, loss_type, dtype, tolerance, users, **changes)
 
 
 # -- windows ---------------------------------------------------------------------------------------
@@ -434,9 +444,12 @@ def test_carried_windows_see_the_whole_history(tmp_path, model_name):
     users = {f"u{u}": [(f"i{(u * n) % 40}", n) for n in range(5 + 9 * u)] for u in range(9)}
     path = write(tmp_path, users)
     changes = {"carry_state": True, "train_batch_size": 40, "num_layers": 2}
+    if model_name == "Hydra":
+        changes["repeat_bias"] = "distance"
     config, (train, valid, test) = prepare(path, "autoregressive", model_name, **changes)
     torch.manual_seed(0)
     model = config.model_class(config, train._dataset)
+    bias_on_repeats(model)
     loss = WindowLoss(model, carry_state=True)
     total = 0.0
     for batch in train:

@@ -16,9 +16,9 @@ from recbole.data.transform import construct_transform
 from recbole_hydra.data.targets import POSITION
 from recbole_hydra.errors import ConfigError
 
-#: Columns of a batch with ``carry_state``: whether a window continues one before, and whether one
-#: after continues it.
-CONTINUES, HANDS_ON = "continues", "hands_on"
+#: Columns of a batch with ``carry_state``: whether a window continues one before, whether one after
+#: continues it, and the items of all windows before it, padded on the left with 0.
+CONTINUES, HANDS_ON, EARLIER = "continues", "hands_on", "earlier"
 
 #: Windows are sorted by length within pools of about this many batches: enough for next to no
 #: padding, few enough that short and long histories stay mixed over the epoch.
@@ -269,6 +269,7 @@ class WindowLoader(AbstractDataLoader):
         if self.carry_state:
             batch[CONTINUES] = torch.from_numpy(windows.stage[index] > 0)
             batch[HANDS_ON] = torch.from_numpy(~windows.is_last[index])
+            batch[EARLIER] = self._earlier(windows.start[index])
         if self.negatives:
             users = batch[dataset.uid_field][:, None].expand_as(targets)[counts]
             sampled = self._sampler.sample_by_user_ids(
@@ -278,6 +279,14 @@ class WindowLoader(AbstractDataLoader):
             negatives[counts] = sampled.view(self.negatives, -1).T
             batch[self.config["NEG_PREFIX"] + dataset.iid_field] = negatives
         return Interaction(batch)
+
+    def _earlier(self, start):
+        """The items before positions ``start`` of the timeline, (rows, most of a row)."""
+        number = start - self._dataset.history_start[start]
+        position = start[:, None] - np.arange(number.max(), 0, -1)
+        outside = torch.from_numpy(position < (start - number)[:, None])
+        position[outside.numpy()] = 0
+        return self.items[torch.from_numpy(position)].masked_fill_(outside, 0)
 
 
 class _BatchesOf:

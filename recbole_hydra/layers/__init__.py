@@ -3,6 +3,7 @@
 from recbole_hydra.layers.dropout import Dropout
 from recbole_hydra.layers.item_llm import ItemLLM, find_llm, frozen_states, hash_llm
 from recbole_hydra.layers.mamba import Mamba, MultiHeadMamba, kept
+from recbole_hydra.layers.repeat_bias import RepeatBias
 from recbole_hydra.layers.rotary import RotaryPositions
 from recbole_hydra.layers.text_items import TextItems
 
@@ -11,6 +12,7 @@ __all__ = [
     "ItemLLM",
     "Mamba",
     "MultiHeadMamba",
+    "RepeatBias",
     "RotaryPositions",
     "TextItems",
     "find_llm",

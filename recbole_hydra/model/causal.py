@@ -48,15 +48,16 @@ def states_at(model, item_seq, keep):
     return states.flatten(0, 1).index_select(0, keep)
 
 
-def target_loss(model, states, targets, negatives=None):
+def target_loss(model, states, targets, history, negatives=None):
     """Mean loss of a causal model over targets, as its own ``calculate_loss`` defines it.
 
     Args:
         states: (targets, width). targets: item ids, (targets,).
+        history: what precedes the targets, as :class:`.StateSpaceRecommender`'s takes it.
         negatives: for BPR, item ids, (targets, negatives).
     """
     if isinstance(model, StateSpaceRecommender):
-        return model.target_loss(states, targets, negatives)
+        return model.target_loss(states, targets, history, negatives)
     table = model.item_embedding.weight
     if negatives is None:
         return linear_cross_entropy(states, table, targets)

@@ -77,7 +77,7 @@ class TargetGroup(nn.Module):
         return (self.position[targets] >= 0).nonzero().squeeze(1)
 
 
-def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=None):
+def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=None, offsets=None):
     """Mean cross-entropy of each target against itself and the sampled negatives.
 
     With ``log_expected`` (the logQ correction), exp(score) of a negative counts for 1 / expected
@@ -87,8 +87,9 @@ def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=N
     Args:
         states: (targets, width). item_table: (n_items, width). targets: (targets,).
         negatives: (number,) item ids. log_expected: (number,) log expected draws, or None.
+        offsets: what is added to single scores, :class:`~recbole_hydra.ops.ScoreOffsets`, or None.
     """
-    positive, negative = _scores(states, item_table, targets, negatives)
+    positive, negative = _scores(states, item_table, targets, negatives, offsets)
     if log_expected is not None:
         negative = negative - log_expected
     negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
@@ -96,7 +97,7 @@ def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=N
     return -F.log_softmax(scores.float() if scores.dtype.itemsize < 4 else scores, 1)[:, 0].mean()
 
 
-def gbce(states, item_table, targets, negatives, t, n_items):
+def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
     """Mean generalised binary cross-entropy (Petrov and Macdonald 2023, arXiv 2308.07192, eq. 8-9).
 
     ::
@@ -108,7 +109,7 @@ def gbce(states, item_table, targets, negatives, t, n_items):
 
     Args: as :func:`sampled_cross_entropy`, t in [0, 1], and the number of items that can be drawn.
     """
-    positive, negative = _scores(states, item_table, targets, negatives)
+    positive, negative = _scores(states, item_table, targets, negatives, offsets)
     k = len(negatives)
     alpha = k / max(1, n_items - 1)  # the target is not its own negative
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
@@ -116,9 +117,13 @@ def gbce(states, item_table, targets, negatives, t, n_items):
     return -(beta * F.logsigmoid(positive) + others).mean() / (k + 1)
 
 
-def _scores(states, item_table, targets, negatives):
+def _scores(states, item_table, targets, negatives, offsets):
     """Scores of the targets, (targets,), and of the negatives, (targets, number)."""
     # One lookup for both: its backward pass makes a gradient as large as the table.
     rows = F.embedding(torch.cat([targets, negatives]), item_table)
     positive = (states * rows[: len(targets)]).sum(-1)
-    return positive, states @ rows[len(targets) :].T
+    negative = states @ rows[len(targets) :].T
+    if offsets is not None:
+        positive = positive + offsets.of(targets[:, None]).squeeze(1)
+        negative = negative + offsets.of_shared(negatives, (len(targets), len(item_table)))
+    return positive, negative

@@ -14,6 +14,9 @@ from recbole_hydra.errors import ConfigError, DatasetError
 from recbole_hydra.model.losses import NegativeSampler, TargetGroup, gbce, sampled_cross_entropy
 from recbole_hydra.ops import linear_cross_entropy
 
+#: Pairs of a target and an item of its history that are looked at together.
+MOST_PAIRS = 2**23
+
 
 class StateSpaceRecommender(SequentialRecommender, ABC):
     """A causal encoder over the item sequence, scored by inner products with the items.
@@ -37,6 +40,9 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         self._config = config  # read by setting() while the model is built, then dropped
         self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
         self.bpr = BPRLoss()
+        #: What the scores of items in the history are raised or lowered by, if they are, a
+        #: :class:`~recbole_hydra.layers.RepeatBias`.
+        self.repeat_bias = None
         self.target_groups = self._group_targets(dataset, trained_only)
         if self.loss_type in ("SampledCE", "gBCE"):
             self._prepare_sampling(dataset)
@@ -115,9 +121,11 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         negatives = None
         if self.loss_type == "BPR":
             negatives = interaction[self.NEG_ITEM_ID].unsqueeze(1)
+        length = interaction[self.ITEM_SEQ_LEN]
+        last = torch.arange(len(length), device=length.device) * item_seq.shape[1] + length - 1
         with self.step(item_seq, targets, negatives):
-            states = self.forward(item_seq, interaction[self.ITEM_SEQ_LEN])
-            return self.target_loss(states, targets, negatives)
+            states = self.forward(item_seq, length)
+            return self.target_loss(states, targets, (item_seq, last), negatives)
 
     def step(self, item_seq, targets, negatives=None):
         """The context in which the loss of a batch is computed: :meth:`encode`, then
@@ -125,7 +133,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         once."""
         return nullcontext()
 
-    def target_loss(self, states, targets, negatives=None):
+    def target_loss(self, states, targets, history, negatives=None):
         """Mean loss of states against the items that came next.
 
         CE is the cross-entropy over all ``n_items`` rows of the item table (row 0 included, as in
@@ -135,35 +143,61 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
 
         Args:
             states: (targets, width). targets: item ids, (targets,).
+            history: item ids, (batch, length), and b * length + t of the last item before each
+                target, (targets,).
             negatives: for BPR, item ids, (targets, negatives).
         """
+        drawn = self._drawn_negatives(states.device)
+        item_seq, last = history
+        if self.repeat_bias is None:
+            return self._target_loss(states, targets, None, negatives, drawn)
+        total = 0.0
+        for part in torch.arange(len(targets)).split(max(1, MOST_PAIRS // item_seq.shape[1])):
+            part = slice(int(part[0]), int(part[-1]) + 1)
+            offsets = self.repeat_bias(item_seq, last[part])
+            own = None if negatives is None else negatives[part]
+            loss = self._target_loss(states[part], targets[part], offsets, own, drawn)
+            total = total + loss * (len(last[part]) / len(targets))
+        return total
+
+    def _target_loss(self, states, targets, offsets, negatives, drawn):
+        """Mean loss of some targets; ``offsets`` is what is added to their scores, or None."""
         table = self.item_table
         if self.loss_type == "BPR":
             positive = (states * F.embedding(targets, table)).sum(-1, keepdim=True)
             negative = (states.unsqueeze(1) * F.embedding(negatives, table)).sum(-1)
+            if offsets is not None:
+                positive = positive + offsets.of(targets[:, None])
+                negative = negative + offsets.of(negatives)
             return self.bpr(positive.expand_as(negative), negative)
-        drawn = self._drawn_negatives(states.device)
         if self.target_groups is None:
-            return self._loss_among(None, states, table, targets, *drawn[0])
+            return self._loss_among(None, states, table, targets, offsets, *drawn[0])
         total = 0.0
         for group, sample in zip(self.target_groups, drawn, strict=True):
             rows = group.rows(targets)
             if len(rows):
                 mine = states.index_select(0, rows), table, targets.index_select(0, rows)
-                total = total + len(rows) * self._loss_among(group, *mine, *sample)
+                own = None if offsets is None else offsets.among(rows, self._position(group))
+                total = total + len(rows) * self._loss_among(group, *mine, own, *sample)
         return total / len(targets)
 
-    def _loss_among(self, group, states, table, targets, sampled, log_expected):
+    def _position(self, group):
+        """Where the scores of a group's targets have an item: for CE among the group alone."""
+        if self.loss_type == "CE":
+            return group.position
+        return torch.arange(self.n_items, device=group.position.device)
+
+    def _loss_among(self, group, states, table, targets, offsets, sampled, log_expected):
         """Mean loss of targets of one group, or of the catalogue."""
         if self.loss_type == "CE":
             if group is not None:
                 table, targets = table.index_select(0, group.items), group.position[targets]
-            return linear_cross_entropy(states, table, targets)
+            return linear_cross_entropy(states, table, targets, offsets)
         if self.loss_type == "gBCE":
             number = self.n_items - 1 if group is None else len(group.items)
-            return gbce(states, table, targets, sampled, self.gbce_t, number)
+            return gbce(states, table, targets, sampled, self.gbce_t, number, offsets)
         log_expected = log_expected if self.logq_correction else None
-        return sampled_cross_entropy(states, table, targets, sampled, log_expected)
+        return sampled_cross_entropy(states, table, targets, sampled, log_expected, offsets)
 
     def _drawn_negatives(self, device):
         """Negatives of a batch, for the catalogue or each group: item ids, and the log of how often
@@ -180,13 +214,19 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         """Score of each row's one candidate, (batch,)."""
         item = interaction[self.ITEM_ID]
         self._check_ids(self.ITEM_ID, item)
-        return (self._last_state(interaction) * self.item_table[item]).sum(-1)
+        states, offsets = self._last_states(interaction)
+        scores = (states * self.item_table[item]).sum(-1)
+        return scores if offsets is None else scores + offsets.of(item[:, None]).squeeze(1)
 
     def full_sort_predict(self, interaction):
         """Scores of all items for each row, (batch, n_items)."""
-        return self._last_state(interaction) @ self.item_table.T
+        states, offsets = self._last_states(interaction)
+        scores = states @ self.item_table.T
+        return scores if offsets is None else offsets.added_to(scores)
 
-    def _last_state(self, interaction):
+    def _last_states(self, interaction):
+        """The state at the last item of each row, (batch, width), and what is added to the scores
+        there, or None."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         self._check_ids(self.ITEM_SEQ, item_seq)
         if int(length.min()) < 1 or int(length.max()) > item_seq.shape[1]:
@@ -194,8 +234,9 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 f"{self.ITEM_SEQ_LEN}: every sequence needs 1 to {item_seq.shape[1]} items, got "
                 f"lengths from {int(length.min())} to {int(length.max())}"
             )
-        rows = torch.arange(len(length), device=length.device)
-        return self.encode(item_seq, keep=rows * item_seq.shape[1] + length - 1)
+        last = torch.arange(len(length), device=length.device) * item_seq.shape[1] + length - 1
+        offsets = None if self.repeat_bias is None else self.repeat_bias(item_seq, last)
+        return self.encode(item_seq, keep=last), offsets
 
     def _check_ids(self, field, ids):
         """Refuse ids outside the item table: on a GPU they would end the process."""

@@ -12,12 +12,15 @@ The model, top to bottom. d is ``hidden_size``, v ``num_heads``, d_c ``head_dim`
                         H = H + Dropout(W_O (norm(Y) * Z))
                         H = H + Dropout(FFN(RMSNorm(H)))
 
-    prediction          scores = RMSNorm(H)_last H0_all^T
+    prediction          scores = RMSNorm(H)_last H0_all^T + repeat bias
 
 What the paper writes is above. What it leaves open is ours, a config key each: the norm on Y
 (``y_norm``), the form and width of the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a
 head (``expand``), whether prediction shares the item embeddings (``tie_embeddings``), the base of
-RoPE (``rope_base``). Ours is also the sum of both item models, in which E starts at zero: an item
+RoPE (``rope_base``). Ours is the repeat bias (``repeat_bias``): through the residuals the last
+item's vector reaches the state that is compared with all items, so that this item ranks first, on
+most data wrongly; a learned number on the scores of items in the history says how often it is
+right. Ours is also the sum of both item models, in which E starts at zero: an item
 is what its text says, and what its users add to that (as in collaborative topic regression, Wang
 and Blei 2011); one without users is its text alone.
 """
@@ -34,6 +37,7 @@ from recbole_hydra.layers import (
     Dropout,
     ItemLLM,
     MultiHeadMamba,
+    RepeatBias,
     RotaryPositions,
     TextItems,
     find_llm,
@@ -48,9 +52,9 @@ class Hydra(StateSpaceRecommender):
     """Multi-head latent Mamba (Yuan 2025, arXiv 2504.07398); equations in the module's docstring.
 
     Config keys: hidden_size, num_layers, num_heads, head_dim, d_state, d_conv, expand,
-    dropout_prob, ffn_type, ffn_size, y_norm, rope_base, tie_embeddings, initializer_range,
-    norm_eps, loss_type, scan_backend, user_model, item_encoder and, for text, the item_* and llm_*
-    and lora_* keys. Defaults and meanings: ``properties/model/Hydra.yaml``.
+    dropout_prob, ffn_type, ffn_size, y_norm, rope_base, tie_embeddings, repeat_bias,
+    initializer_range, norm_eps, loss_type, scan_backend, user_model, item_encoder and, for text,
+    the item_* and llm_* and lora_* keys. Defaults and meanings: ``properties/model/Hydra.yaml``.
 
     With text the dataset has the texts of its items, ``item_text`` (n_items,), and the catalogue
     may have items without interactions; the loss tells targets apart from items of training only.
@@ -106,6 +110,8 @@ class Hydra(StateSpaceRecommender):
         self.layers = nn.ModuleList(stacks) if self.domain_start is not None else stacks[0]
         self.output_norm = nn.RMSNorm(d, eps)
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
+        form = one_of("repeat_bias", self.setting("repeat_bias"), ("none", "shared", "distance"))
+        self.repeat_bias = None if form == "none" else RepeatBias(form)
 
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):

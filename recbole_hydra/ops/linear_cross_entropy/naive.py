@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 
 
-def linear_cross_entropy_naive(hidden, weight, target):
-    """Mean of -log softmax(hidden weight^T)[target]; holds all (n, n_items) logits."""
+def linear_cross_entropy_naive(hidden, weight, target, offsets=None):
+    """Mean of -log softmax(hidden weight^T + offsets)[target]; holds all (n, n_items) logits."""
     logits = hidden @ weight.T
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), target)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits if offsets is None else offsets.added_to(logits), target)

@@ -1,0 +1,66 @@
+"""A learned number on the scores of items that the user has had already."""
+
+import torch
+from torch import nn
+
+from recbole_hydra.checks import one_of
+from recbole_hydra.ops import ScoreOffsets
+
+#: Kinds of distance: 1, 2 to 3, 4 to 7, ... and 2048 on.
+DISTANCES = 12
+
+#: The numbers are this times their parameters, so that one step of Adam moves them by as much times
+#: the learning rate: from 0 to -10, which is as good as never, takes 500 steps at 0.001.
+SCALE = 20.0
+
+
+class RepeatBias(nn.Module):
+    """What the scores of items in the history are raised or lowered by.
+
+    A residual model ends in something close to the last item's own vector, so that this item, and
+    those like it, score high; whether they are what comes next is up to the data. Here the model
+    learns how often it is, apart from what its states say.
+
+    Args:
+        form: "shared", one number for all items of the history, or "distance", one per power of two
+            of the number of steps since the item was had last.
+
+    Raises:
+        ConfigError: another form.
+    """
+
+    def __init__(self, form):
+        super().__init__()
+        one_of("repeat_bias", form, ("shared", "distance"))
+        self.weight = nn.Parameter(torch.zeros(DISTANCES if form == "distance" else 1))
+
+    def forward(self, item_seq, last):
+        """Return the offsets of the scores after some positions, one row each.
+
+        Args:
+            item_seq: item ids, 0 is padding, (batch, length).
+            last: b * length + t of the last item before each target, (rows,).
+        """
+        length = item_seq.shape[1]
+        user, t = last // length, last % length
+        position = torch.arange(length, device=last.device)
+        # An item that was had more than once counts from the last time.
+        is_latest = (position <= t[:, None]) & (next_time(item_seq)[user] > t[:, None])
+        row, where = (is_latest & (item_seq[user] > 0)).nonzero(as_tuple=True)
+        items = item_seq[user[row], where]
+        if len(self.weight) == 1:
+            kinds = torch.zeros_like(row)
+        else:
+            # frexp's exponent of 1, 2, 4, ... is 1, 2, 3, ...: exact, as a logarithm is not.
+            steps = (t[row] - where + 1).float()
+            kinds = torch.frexp(steps).exponent.long().sub_(1).clamp_(max=DISTANCES - 1)
+        return ScoreOffsets(row, items, kinds, SCALE * self.weight)
+
+
+def next_time(item_seq):
+    """For every position the next one with the same item, ``length`` if there is none; of
+    (batch, length) item ids."""
+    length = item_seq.shape[1]
+    items, order = item_seq.sort(dim=1, stable=True)
+    following = order[:, 1:].masked_fill(items[:, 1:] != items[:, :-1], length)
+    return torch.full_like(item_seq, length).scatter(1, order[:, :-1], following)

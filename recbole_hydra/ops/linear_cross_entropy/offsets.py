@@ -1,0 +1,55 @@
+"""What is added to single scores of a (rows, items) matrix that is never held whole."""
+
+from typing import NamedTuple
+
+import torch
+
+
+class ScoreOffsets(NamedTuple):
+    """Adds ``values[kinds[k]]`` to the score of ``items[k]`` in ``rows[k]``.
+
+    Attributes:
+        rows: ascending, (k,) int64. items: (k,) int64; no pair of row and item occurs twice.
+        kinds: indices into ``values``, (k,) int64.
+        values: (kinds,), float, which a gradient may be wanted of.
+    """
+
+    rows: torch.Tensor
+    items: torch.Tensor
+    kinds: torch.Tensor
+    values: torch.Tensor
+
+    def added_to(self, scores):
+        """``scores``, (rows, n_items), with what is added; a new tensor."""
+        added = self.values[self.kinds].to(scores.dtype)
+        return scores.index_put((self.rows, self.items), added, accumulate=True)
+
+    def of(self, items):
+        """What is added to the scores of ``items``, (rows, m), some of each row's own."""
+        place, column = (self.items[:, None] == items[self.rows]).nonzero(as_tuple=True)
+        added = self.values.new_zeros(items.shape)
+        return added.index_put((self.rows[place], column), self.values[self.kinds[place]])
+
+    def of_shared(self, items, shape):
+        """What is added to the scores of the same ``items``, (m,), in all rows, (rows, m).
+
+        Args:
+            shape: of the matrix of scores, (rows, n_items).
+        """
+        distinct, column = items.unique(return_inverse=True)
+        position = torch.full((shape[1],), -1, device=items.device)
+        position[distinct] = torch.arange(len(distinct), device=items.device)
+        found = self.among(torch.arange(shape[0], device=items.device), position)
+        return found.added_to(self.values.new_zeros(shape[0], len(distinct)))[:, column]
+
+    def among(self, rows, position):
+        """The offsets of some rows and items, which are numbered anew.
+
+        Args:
+            rows: those wanted, ascending, (m,), m >= 1.
+            position: the new number of every item, -1 for those that are left out, (n_items,).
+        """
+        row = torch.searchsorted(rows, self.rows).clamp(max=len(rows) - 1)
+        item = position[self.items]
+        wanted = ((rows[row] == self.rows) & (item >= 0)).nonzero().squeeze(1)
+        return ScoreOffsets(row[wanted], item[wanted], self.kinds[wanted], self.values)
