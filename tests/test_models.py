@@ -188,6 +188,7 @@ def test_hydra_is_its_equations(heads, expand):
         {"rope_base": None},
         {"tie_embeddings": False},
         {"expand": 2},
+        {"output_norm": False},
     ],
 )
 def test_hydras_open_choices_change_the_model_and_train(open_choice):

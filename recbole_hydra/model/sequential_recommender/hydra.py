@@ -12,17 +12,20 @@ The model, top to bottom. d is ``hidden_size``, v ``num_heads``, d_c ``head_dim`
                         H = H + Dropout(W_O (norm(Y) * Z))
                         H = H + Dropout(FFN(RMSNorm(H)))
 
-    prediction          scores = RMSNorm(H)_last H0_all^T + repeat bias
+    prediction          scores = Dropout(RMSNorm(H))_last H0_all^T + repeat bias
 
-What the paper writes is above. What it leaves open is ours, a config key each: the norm on Y
-(``y_norm``), the form and width of the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a
-head (``expand``), whether prediction shares the item embeddings (``tie_embeddings``), the base of
-RoPE (``rope_base``). Ours is the repeat bias (``repeat_bias``): through the residuals the last
-item's vector reaches the state that is compared with all items, so that this item ranks first, on
-most data wrongly; a learned number on the scores of items in the history says how often it is
-right. Ours is also the sum of both item models, in which E starts at zero: an item
-is what its text says, and what its users add to that (as in collaborative topic regression, Wang
-and Blei 2011); one without users is its text alone.
+What the paper writes is above, but for the places of dropout. What it leaves open is ours, a config
+key each: the norms on Y (``y_norm``) and before prediction (``output_norm``), the form and width of
+the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a head (``expand``), whether
+prediction shares the item embeddings (``tie_embeddings``), the base of RoPE (``rope_base``), where
+dropout is (``dropout_places``). All were chosen by measurement (benchmarks/ablation.py).
+
+Ours is the repeat bias (``repeat_bias``): through the residuals the last item's vector reaches the
+state that is compared with all items, so that this item ranks first, on most data wrongly; a
+learned number on the scores of items in the history says how often it is right. Ours is also the
+sum of both item models, in which E starts at zero: an item is what its text says, and what its
+users add to that (as in collaborative topic regression, Wang and Blei 2011); one without users is
+its text alone.
 """
 
 from contextlib import contextmanager
@@ -47,14 +50,19 @@ from recbole_hydra.layers import (
 )
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
 
+#: Where dropout may be: on the item vectors that are read, on the two residual branches of a layer,
+#: and on the state that is compared with the items.
+DROPOUT_PLACES = ("item", "mamba", "ffn", "output")
+
 
 class Hydra(StateSpaceRecommender):
     """Multi-head latent Mamba (Yuan 2025, arXiv 2504.07398); equations in the module's docstring.
 
     Config keys: hidden_size, num_layers, num_heads, head_dim, d_state, d_conv, expand,
-    dropout_prob, ffn_type, ffn_size, y_norm, rope_base, tie_embeddings, repeat_bias,
-    initializer_range, norm_eps, loss_type, scan_backend, user_model, item_encoder and, for text,
-    the item_* and llm_* and lora_* keys. Defaults and meanings: ``properties/model/Hydra.yaml``.
+    dropout_prob, dropout_places, ffn_type, ffn_size, y_norm, output_norm, rope_base,
+    tie_embeddings, repeat_bias, initializer_range, norm_eps, loss_type, scan_backend, user_model,
+    item_encoder and, for text, the item_* and llm_* and lora_* keys. Defaults and meanings:
+    ``properties/model/Hydra.yaml``.
 
     With text the dataset has the texts of its items, ``item_text`` (n_items,), and the catalogue
     may have items without interactions; the loss tells targets apart from items of training only.
@@ -72,7 +80,7 @@ class Hydra(StateSpaceRecommender):
         std = positive_number("initializer_range", self.setting("initializer_range"))
         eps = positive_number("norm_eps", self.setting("norm_eps"))
         tied = boolean("tie_embeddings", self.setting("tie_embeddings"))
-        dropout = probability("dropout_prob", self.setting("dropout_prob"))
+        places = self._dropout_places()
         encoder = one_of("item_encoder", self.setting("item_encoder"), ("id", "text", "id+text"))
         if has_text and not tied:
             raise ConfigError(
@@ -84,7 +92,7 @@ class Hydra(StateSpaceRecommender):
         if "id" in encoder:
             self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
         self.item_norm = nn.RMSNorm(d, eps)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(places["item"])
         stacks = [
             nn.ModuleList(
                 HydraLayer(
@@ -99,7 +107,7 @@ class Hydra(StateSpaceRecommender):
                     y_norm=self.setting("y_norm"),
                     ffn_type=self.setting("ffn_type"),
                     ffn_size=self.setting("ffn_size"),
-                    dropout=dropout,
+                    dropout={place: places[place] for place in ("mamba", "ffn")},
                     eps=eps,
                 )
                 for _ in range(num_layers)
@@ -108,7 +116,9 @@ class Hydra(StateSpaceRecommender):
         ]
         #: With ``user_model: per_domain`` the layers of each domain, otherwise those of all.
         self.layers = nn.ModuleList(stacks) if self.domain_start is not None else stacks[0]
-        self.output_norm = nn.RMSNorm(d, eps)
+        normed = boolean("output_norm", self.setting("output_norm"))
+        self.output_norm = nn.RMSNorm(d, eps) if normed else nn.Identity()
+        self.output_dropout = Dropout(places["output"])
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
         form = one_of("repeat_bias", self.setting("repeat_bias"), ("none", "shared", "distance"))
         self.repeat_bias = None if form == "none" else RepeatBias(form)
@@ -125,6 +135,16 @@ class Hydra(StateSpaceRecommender):
         self._step_table = self._step_negatives = None  # within step()
         self._frozen_table = None  # while evaluating
         del self._config
+
+    def _dropout_places(self) -> dict:
+        """The probability of dropout at each place that has one."""
+        p = probability("dropout_prob", self.setting("dropout_prob"))
+        places = self.setting("dropout_places")
+        if not isinstance(places, (list, tuple)):
+            raise ConfigError(f"dropout_places must be a list, got {places!r}")
+        for place in places:
+            one_of("dropout_places", place, DROPOUT_PLACES)
+        return {place: p if place in places else 0.0 for place in DROPOUT_PLACES}
 
     def _number_of_stacks(self, dataset) -> int:
         """How often there are layers; sets ``domain_start``, where each domain's items begin."""
@@ -195,7 +215,7 @@ class Hydra(StateSpaceRecommender):
         """The item table, (n_items, hidden_size), zero in rows other than ``ids``, by default all
         but the padding's."""
         if ids is None:
-            ids = torch.arange(1, self.n_items, device=self.output_norm.weight.device)
+            ids = torch.arange(1, self.n_items, device=self.item_norm.weight.device)
             vectors = self.item_text.catalogue(show_progress)[1:]
         else:
             vectors = self.item_text(ids)
@@ -241,7 +261,7 @@ class Hydra(StateSpaceRecommender):
     def initial_state(self, batch):
         """The state before the first item; see :meth:`encode`."""
         layers = self.layers if self.domain_start is None else self.layers[0]
-        position = torch.zeros(batch, dtype=torch.long, device=self.output_norm.weight.device)
+        position = torch.zeros(batch, dtype=torch.long, device=self.item_norm.weight.device)
         return position, *(part for x in layers for part in x.mamba.initial_state(batch))
 
     def encode(self, item_seq, state=None, keep=None):
@@ -260,7 +280,7 @@ class Hydra(StateSpaceRecommender):
             H, state = self._run(self.layers, H, state, keep)
         else:
             H, state = self._run_by_domain(item_seq, H, state, keep)
-        H = self.output_norm(H)
+        H = self.output_dropout(self.output_norm(H))
         return H if state is None else (H, state)
 
     def _run(self, layers, H, state, keep):
@@ -318,7 +338,7 @@ class HydraLayer(nn.Module):
         y_norm: "rms" normalises Concat(Y_1 .. Y_v), "head_rms" each Y_i, "none" neither.
         ffn_type: "gelu", W_2 GELU(W_1 x), or "swiglu", W_2 (SiLU(W_1 x) * W_3 x).
         ffn_size: inner width of the feed-forward network.
-        dropout: probability of dropout on both residual branches.
+        dropout: probabilities of dropout on the residual branches, "mamba" and "ffn".
         eps: of the RMS norms.
     """
 
@@ -344,7 +364,8 @@ class HydraLayer(nn.Module):
         self.W_O = nn.Linear(width, d, bias=False)
         self.ffn_norm = nn.RMSNorm(d, eps)
         self.ffn = FeedForward(d, ffn_type, ffn_size)
-        self.dropout = Dropout(dropout)
+        self.mamba_dropout = Dropout(dropout["mamba"])
+        self.ffn_dropout = Dropout(dropout["ffn"])
 
     def forward(self, H, position=0, state=None, keep=None):
         """(batch, length, d) to the same; position t sees positions up to t.
@@ -361,8 +382,8 @@ class HydraLayer(nn.Module):
         if state is not None:
             Y, state = Y
         H = kept(H, keep)
-        H = H + self.dropout(self.W_O(self.y_norm(Y) * Z.flatten(-2)))
-        H = H + self.dropout(self.ffn(self.ffn_norm(H)))
+        H = H + self.mamba_dropout(self.W_O(self.y_norm(Y) * Z.flatten(-2)))
+        H = H + self.ffn_dropout(self.ffn(self.ffn_norm(H)))
         return H if state is None else (H, state)
 
     def _rotate(self, Z, position, keep, length):
