@@ -1,0 +1,195 @@
+"""Hydra's open choices, one factor at a time around the defaults, on validation.
+
+    python benchmarks/ablation.py --data_path=FOLDER [--dataset=amazon-beauty] [--seeds=2020,2021]
+        [--factors=repeat_bias,ffn] [--folder=ablation]
+
+Several of these may run at once in one ``--folder``, which keeps a file per run: what another has
+begun is left to it, what is there is not repeated. The figures of all go into
+``results/ablation/<dataset>.json``, and the report is of what is there.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+import report
+
+from recbole_hydra.compare.ranks import metric
+from recbole_hydra.machine import machine
+from recbole_hydra.output_folder import read_json, write_json
+from recbole_hydra.quick_start import train_or_continue
+
+#: The protocol of a dataset; the rest is ``properties/model/Hydra.yaml``.
+DATASETS = {
+    "amazon-beauty": {"dropout_prob": 0.4},
+    "ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200},
+}
+NAME, BASE = "ablation", "defaults"
+METRICS = ("ndcg@10", "hit@10", "mrr@10")
+COLUMNS = ("ndcg@10", "ndcg@10, masked", "best_epoch", "seconds_per_epoch")
+#: Settings that the report names.
+SAID = ("dropout_prob", "MAX_ITEM_LIST_LENGTH", "stopping_step")
+COMMON = {"epochs": 100, "stopping_step": 5, "show_progress": False, "state": "WARNING"}
+
+#: {factor: {what is changed: settings}}; the base of all is the defaults.
+FACTORS = {
+    "repeat_bias": {
+        "none": {"repeat_bias": "none"},
+        "one per distance": {"repeat_bias": "distance"},
+    },
+    "y_norm": {"each head": {"y_norm": "head_rms"}, "none": {"y_norm": "none"}},
+    "output_norm": {"none": {"output_norm": False}},
+    "ffn": {
+        "swiglu, as many parameters": {"ffn_type": "swiglu", "ffn_size": 84},
+        "gelu, half as wide": {"ffn_size": 64},
+        "gelu, twice as wide": {"ffn_size": 256},
+    },
+    "expand": {"2": {"expand": 2}},
+    "heads": {
+        "1 of 64": {"num_heads": 1, "head_dim": 64},
+        "2 of 32": {"num_heads": 2, "head_dim": 32},
+        "8 of 8": {"num_heads": 8, "head_dim": 8},
+    },
+    "d_state": {"8": {"d_state": 8}, "32": {"d_state": 32}},
+    "rope_base": {"off": {"rope_base": None}, "100": {"rope_base": 100.0}},
+    "tie_embeddings": {"untied": {"tie_embeddings": False}},
+    "num_layers": {"1": {"num_layers": 1}, "3": {"num_layers": 3}},
+    "dropout_places": {
+        "item": {"dropout_places": ["item"]},
+        "item, mamba, ffn, output": {"dropout_places": ["item", "mamba", "ffn", "output"]},
+        "mamba, ffn": {"dropout_places": ["mamba", "ffn"]},
+    },
+    "dropout_prob": {"0.3": {"dropout_prob": 0.3}, "0.5": {"dropout_prob": 0.5}},
+    "initializer_range": {
+        "0.01": {"initializer_range": 0.01},
+        "0.05": {"initializer_range": 0.05},
+    },
+    "weight_decay": {"1e-6": {"weight_decay": 1e-6}, "1e-5": {"weight_decay": 1e-5}},
+    "learning_rate": {"0.0005": {"learning_rate": 5e-4}, "0.002": {"learning_rate": 2e-3}},
+}
+
+
+def validation_ranks(run) -> tuple:
+    """Ranks of the validation targets: among all items, and among those not in the history."""
+    model, found = run.trainer.model.eval(), ([], [])
+    for batch in run.loaders[1]:
+        rows, scores, row_of_target, target = run.trainer._full_sort_batch_eval(batch)
+        own = scores.gather(1, target[:, None])
+        for ranks, masked in zip(found, (False, True), strict=True):
+            if masked:
+                scores.scatter_(1, rows[model.ITEM_SEQ], float("-inf"))
+                scores.scatter_(1, target[:, None], own)
+            ranks.append(1 + (scores[row_of_target] > own).sum(1))
+    return tuple(np.concatenate(ranks) for ranks in found)
+
+
+def measure(dataset, data_path, settings, seed, own) -> dict:
+    """Train once, in the folder ``own``; a run that was killed is continued."""
+    given = {
+        **COMMON, **DATASETS.get(dataset, {}), "data_path": str(data_path), "seed": seed,
+        "checkpoint_dir": str(own), **settings,
+    }  # fmt: skip
+    run = train_or_continue(own, "Hydra", dataset, config_dict=given)
+    run.trainer.evaluate(run.loaders[1], load_best_model=True)
+    plain, masked = validation_ranks(run)
+    history = [epoch for epoch in run.result["history"] if "valid_score" in epoch]
+    result = {
+        **{name: float(metric(name, plain).mean()) for name in METRICS},
+        **{f"{name}, masked": float(metric(name, masked).mean()) for name in METRICS},
+        "parameters": run.result["parameters"]["other"],
+        "best_epoch": 1 + max(history, key=lambda epoch: epoch["valid_score"])["epoch"],
+        "seconds_per_epoch": statistics.median(e["train_seconds"] for e in history),
+        "machine": machine(),
+    }
+    for path in own.glob("*.pth"):
+        path.unlink()
+    return result
+
+
+def measure_all(options, folder) -> None:
+    """Measure what nobody has begun."""
+    variants = {BASE: {}}
+    for factor in options.factors.split(","):
+        changes = FACTORS[factor].items()
+        variants |= {f"{factor}: {name}": settings for name, settings in changes}
+    for seed in map(int, options.seeds.split(",")):
+        for name, settings in variants.items():
+            own = folder / options.dataset / name.replace(" ", "-") / str(seed)
+            try:
+                own.mkdir(parents=True)
+            except FileExistsError:
+                if (own / "result.json").exists() or not options.resume:
+                    continue
+            result = measure(options.dataset, options.data_path, settings, seed, own)
+            write_json(own / "result.json", {"name": name, "seed": seed, **result})
+            print(name, seed, {k: round(result[k], 4) for k in COLUMNS}, flush=True)
+
+
+def known(options, folder) -> dict:
+    """``{name of a variant: {seed: figures}}``, of the folder and those committed before."""
+    path = report.RESULTS / NAME / f"{options.dataset}.json"
+    runs = read_json(path) or {}
+    for file in (folder / options.dataset).glob("*/*/result.json"):
+        result = read_json(file)
+        runs.setdefault(result.pop("name"), {})[str(result.pop("seed"))] = result
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, runs)
+    return runs
+
+
+def cell(values) -> str:
+    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{spread}"
+
+
+def row(name, seeds, base) -> list[str]:
+    """A line of the table; the difference is over the seeds that both have."""
+    both = [seed for seed in seeds if seed in base]
+    gain = [seeds[seed]["ndcg@10"] / base[seed]["ndcg@10"] - 1 for seed in both]
+    figures = list(seeds.values())
+    return [
+        name, len(seeds), cell([f["ndcg@10"] for f in figures]),
+        f"{np.mean(gain):+.1%}" if gain and name != BASE else "",
+        cell([f["ndcg@10, masked"] for f in figures]), cell([f["hit@10"] for f in figures]),
+        cell([f["mrr@10"] for f in figures]), f"{figures[0]['parameters']:,}",
+        f"{np.mean([f['best_epoch'] for f in figures]):.0f}",
+        report.spread([f["seconds_per_epoch"] for f in figures], 1),
+    ]  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--dataset", default="amazon-beauty")
+    parser.add_argument("--seeds", default="2020,2021")
+    parser.add_argument("--factors", default=",".join(FACTORS))
+    parser.add_argument("--folder", type=Path, default=Path(NAME))
+    parser.add_argument("--resume", action="store_true", help="go on with runs that were killed")
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    measure_all(options, folder)
+    runs = known(options, folder)
+    if BASE not in runs:
+        raise SystemExit("the run with the defaults is still going on: no report yet")
+    machines = sorted({figures["machine"] for seeds in runs.values() for figures in seeds.values()})
+    protocol = {**COMMON, **DATASETS.get(options.dataset, {})}
+    said = ", ".join(f"{key} {value}" for key, value in protocol.items() if key in SAID)
+    report.write(
+        f"{NAME}/{options.dataset}",
+        f"Hydra's open choices on {options.dataset}",
+        f"`python benchmarks/ablation.py --data_path=FOLDER --dataset={options.dataset}`: the "
+        f"defaults of Hydra.yaml and {said}; training on every position; one factor changed at a "
+        "time. Validation metrics of the best epoch, mean ± standard deviation over seeds; masked: "
+        "the items of the history are not ranked. The gain is of NDCG@10, over the same seeds.",
+        f"Seconds, with other runs beside them, on {' and '.join(machines)}.",
+        report.table(
+            ["change", "seeds", "NDCG@10", "gain", "NDCG@10, masked", "Hit@10", "MRR@10",
+             "parameters beside the items", "best epoch", "s per epoch"],
+            [row(name, seeds, runs[BASE]) for name, seeds in runs.items()],
+        ),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
