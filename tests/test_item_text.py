@@ -563,7 +563,7 @@ def test_by_id_nothing_is_imported_and_nothing_is_new(run_small, tmp_path):
     result = run_small("Hydra")
     names = torch.load(result["best_checkpoint"], weights_only=True)["state_dict"]
     assert {name.split(".")[0] for name in names} == {
-        "item_embedding", "item_norm", "layers", "output_norm",
+        "item_embedding", "item_norm", "layers", "output_norm", "repeat_bias",
     }  # fmt: skip
 
 
