@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import report
+import torch
 
 from recbole_hydra.compare.ranks import metric
 from recbole_hydra.machine import machine
@@ -70,6 +71,7 @@ FACTORS = {
 }
 
 
+@torch.no_grad()
 def validation_ranks(run) -> tuple:
     """Ranks of the validation targets: among all items, and among those not in the history."""
     model, found = run.trainer.model.eval(), ([], [])
