@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import report
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -36,13 +37,16 @@ def neighbours(states, before, after) -> list[str]:
 
 
 @torch.no_grad()
-def mean_over_positions(llm) -> torch.Tensor:
+def mean_over_positions(llm, together=64) -> torch.Tensor:
     """The mean of the last layer over a text, which sentence encoders are trained for."""
     states = []
-    for tokens in llm.tokens:
-        text = torch.from_numpy(tokens).long()[None]
-        states.append(llm.llm(input_ids=text).last_hidden_state[0].mean(0))
-    return torch.stack(states)
+    for begin in range(0, len(llm.tokens), together):
+        texts = [torch.from_numpy(tokens).long() for tokens in llm.tokens[begin : begin + together]]
+        mask = pad_sequence([torch.ones(len(text)) for text in texts], batch_first=True)
+        tokens = pad_sequence(texts, batch_first=True)
+        hidden = llm.llm(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+        states.append((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+    return torch.cat(states)
 
 
 def main():
