@@ -140,21 +140,16 @@ def known(options, folder) -> dict:
     return runs
 
 
-def cell(values) -> str:
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
-
-
 def row(name, seeds, base) -> list[str]:
     """A line of the table; the difference is over the seeds that both have."""
     both = [seed for seed in seeds if seed in base]
     gain = [seeds[seed]["ndcg@10"] / base[seed]["ndcg@10"] - 1 for seed in both]
     figures = list(seeds.values())
     return [
-        name, len(seeds), cell([f["ndcg@10"] for f in figures]),
+        name, len(seeds), report.cell([f["ndcg@10"] for f in figures]),
         f"{np.mean(gain):+.1%}" if gain and name != BASE else "",
-        cell([f["ndcg@10, masked"] for f in figures]), cell([f["hit@10"] for f in figures]),
-        cell([f["mrr@10"] for f in figures]), f"{figures[0]['parameters']:,}",
+        *(report.cell([f[k] for f in figures]) for k in ("ndcg@10, masked", "hit@10", "mrr@10")),
+        f"{figures[0]['parameters']:,}",
         f"{np.mean([f['best_epoch'] for f in figures]):.0f}",
         report.spread([f["seconds_per_epoch"] for f in figures], 1),
     ]  # fmt: skip
@@ -174,6 +169,7 @@ def main():
     runs = known(options, folder)
     if BASE not in runs:
         raise SystemExit("the run with the defaults is still going on: no report yet")
+    runs = {BASE: runs.pop(BASE), **dict(sorted(runs.items()))}
     machines = sorted({figures["machine"] for seeds in runs.values() for figures in seeds.values()})
     protocol = {**COMMON, **DATASETS.get(options.dataset, {})}
     said = ", ".join(f"{key} {value}" for key, value in protocol.items() if key in SAID)

@@ -22,7 +22,8 @@ import report
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import item_text
-from item_text import cell, minilm
+from item_text import minilm
+from report import cell
 
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.quick_start import read_test_set, train

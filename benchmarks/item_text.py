@@ -166,16 +166,10 @@ def finished(dataset, encoder, seeds) -> list[dict]:
     return [runs[key] for key in keys if key in runs]
 
 
-def cell(values) -> str:
-    """Mean ± standard deviation."""
-    if len(values) == 0 or np.isnan(values).any():
-        return "–"
-    spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
-
-
 def quality(results, group="all", name="ndcg@10") -> str:
-    return cell([result["groups"][group][name] for result in results if group in result["groups"]])
+    return report.cell(
+        [result["groups"][group][name] for result in results if group in result["groups"]]
+    )
 
 
 def overall_table(dataset, seeds) -> str:

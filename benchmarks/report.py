@@ -16,6 +16,14 @@ def spread(values, digits=0) -> str:
     return f"{middle:.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
 
 
+def cell(values) -> str:
+    """Mean ± standard deviation of a metric over seeds; a dash where there is none."""
+    if len(values) == 0 or any(value != value for value in values):
+        return "–"
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
+
+
 def table(headers, rows) -> str:
     """A markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]

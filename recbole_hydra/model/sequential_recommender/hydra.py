@@ -18,7 +18,7 @@ What the paper writes is above, but for the places of dropout. What it leaves op
 key each: the norms on Y (``y_norm``) and before prediction (``output_norm``), the form and width of
 the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a head (``expand``), whether
 prediction shares the item embeddings (``tie_embeddings``), the base of RoPE (``rope_base``), where
-dropout is (``dropout_places``). All were chosen by measurement (benchmarks/ablation.py).
+dropout is (``dropout_places``). benchmarks/ablation.py measures them, one at a time.
 
 Ours is the repeat bias (``repeat_bias``): through the residuals the last item's vector reaches the
 state that is compared with all items, so that this item ranks first, on most data wrongly; a
