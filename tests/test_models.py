@@ -199,6 +199,19 @@ def test_hydras_open_choices_change_the_model_and_train(open_choice):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in changed.parameters())
 
 
+def test_dropout_is_where_it_is_said_to_be():
+    item_seq = batch()["item_id_list"]
+    for places in ([], ["item"], ["mamba"], ["ffn"], ["output"]):
+        model = build("Hydra", dropout_prob=0.5, dropout_places=places)
+        still = model.encode(item_seq)
+        assert torch.equal(model.train().encode(item_seq), still) == (not places)
+
+
+def test_dropout_elsewhere():
+    with pytest.raises(ConfigError, match="dropout_places must be one of .*, output, got 'gate'"):
+        build("Hydra", dropout_places=["item", "gate"])
+
+
 # -- both models ---------------------------------------------------------------------------------
 
 

@@ -151,9 +151,9 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         item_seq, last = history
         if self.repeat_bias is None:
             return self._target_loss(states, targets, None, negatives, drawn)
-        total = 0.0
-        for part in torch.arange(len(targets)).split(max(1, MOST_PAIRS // item_seq.shape[1])):
-            part = slice(int(part[0]), int(part[-1]) + 1)
+        total, most = 0.0, max(1, MOST_PAIRS // item_seq.shape[1])
+        for start in range(0, len(targets), most):
+            part = slice(start, start + most)
             offsets = self.repeat_bias(item_seq, last[part])
             own = None if negatives is None else negatives[part]
             loss = self._target_loss(states[part], targets[part], offsets, own, drawn)
