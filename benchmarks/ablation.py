@@ -40,6 +40,7 @@ FACTORS = {
         "one per distance": {"repeat_bias": "distance"},
     },
     "y_norm": {"each head": {"y_norm": "head_rms"}, "none": {"y_norm": "none"}},
+    "history_path": {"none, as published": {"history_path": False}},
     "output_norm": {"none": {"output_norm": False}},
     "ffn": {
         "swiglu, as many parameters": {"ffn_type": "swiglu", "ffn_size": 84},

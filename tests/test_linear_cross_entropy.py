@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from recbole_hydra.errors import BackendError
-from recbole_hydra.ops import ScoreOffsets, linear_cross_entropy
+from recbole_hydra.ops import linear_cross_entropy
 from recbole_hydra.ops.linear_cross_entropy import blocked, numba_cpu
 
 
@@ -44,84 +44,23 @@ def test_equals_the_definition(shape, scale, dtype, tolerance):
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
     want = loss_and_gradients(F.cross_entropy(h @ w.T, target), h, w)
     for backend in backends(hidden):
-        loss = linear_cross_entropy(hidden, weight, target, backend=backend)
-        assert loss.dtype == dtype
+        loss, log_sum = linear_cross_entropy(
+            hidden, weight, target, return_log_sum=True, backend=backend
+        )
+        assert loss.dtype == log_sum.dtype == dtype and not log_sum.requires_grad
+        assert_close([log_sum], [torch.logsumexp(h.detach() @ w.detach().T, 1)], tolerance)
         # Larger logits are rounded more coarsely, in the definition as well.
         got = loss_and_gradients(loss, hidden, weight)
         assert_close(got, want, tolerance * max(1.0, scale))
-
-
-def some_offsets(n, n_items, dtype=torch.float32, size=3.0):
-    """Offsets of five kinds at a tenth of the places."""
-    generator = torch.Generator().manual_seed(1)
-    places = (torch.rand(n, n_items, generator=generator) < 0.1).nonzero(as_tuple=True)
-    kinds = torch.randint(0, 5, places[0].shape, generator=generator)
-    values = size * torch.randn(5, generator=generator, dtype=torch.float64)
-    return ScoreOffsets(*places, kinds, values.to(dtype).requires_grad_())
-
-
-def as_matrix(offsets, n, n_items):
-    """The offsets as the (n, n_items) matrix that is added."""
-    matrix = torch.zeros(n, n_items, dtype=torch.float64)
-    for row, item, kind in zip(*(x.tolist() for x in offsets[:3]), strict=True):
-        matrix[row, item] += offsets.values[kind].item()
-    return matrix
-
-
-@pytest.mark.parametrize("size", [3.0, 300.0])  # the last leaves nothing of most scores
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-12)])
-def test_offsets_are_added_to_the_scores(shape, size, dtype, tolerance):
-    n, _, n_items = shape
-    hidden, weight, target = inputs(*shape, 1.0, dtype)
-    h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    offsets = some_offsets(n, n_items, dtype, size)
-    values = offsets.values.detach().double().requires_grad_()
-    scores = h @ w.T
-    scores = scores.index_put(offsets[:2], values[offsets.kinds], accumulate=True)
-    assert torch.allclose(scores - h @ w.T, as_matrix(offsets, n, n_items), atol=1e-9)
-    want = *loss_and_gradients(F.cross_entropy(scores, target), h, w), values.grad
-    for backend in backends(hidden):
-        offsets.values.grad = None
-        loss = linear_cross_entropy(hidden, weight, target, offsets, backend)
-        got = *loss_and_gradients(loss, hidden, weight), offsets.values.grad
-        for x, y in zip(got, want, strict=True):
-            assert float((x - y).abs().max()) <= tolerance * max(1e-2, float(y.abs().max()))
-
-
-def test_no_offsets_at_all():
-    hidden, weight, target = inputs(20, 16, 30)
-    none = torch.empty(0, dtype=torch.long)
-    values = torch.ones(2, requires_grad=True)
-    want = linear_cross_entropy(hidden, weight, target)
-    for backend in backends(hidden):
-        offsets = ScoreOffsets(none, none, none, values)
-        got = linear_cross_entropy(hidden, weight, target, offsets, backend)
-        got.backward()
-        assert float(got) == pytest.approx(float(want)) and not values.grad.any()
-
-
-def test_offsets_of_some_scores():
-    offsets = some_offsets(6, 40)
-    matrix = as_matrix(offsets, 6, 40).float()
-    own = torch.randint(0, 40, (6, 9))
-    assert torch.allclose(offsets.of(own), matrix.gather(1, own))
-    shared = torch.tensor([3, 39, 3, 0, 17, 21, 22])
-    assert torch.allclose(offsets.of_shared(shared, (6, 40)), matrix[:, shared])
-    assert torch.allclose(offsets.added_to(torch.ones(6, 40)), 1 + matrix)
-    rows, items = torch.tensor([1, 4, 5]), torch.arange(3, 40, 4)
-    position = torch.full((40,), -1)
-    position[items] = torch.arange(len(items))
-    few = offsets.among(rows, position).added_to(torch.zeros(3, len(items)))
-    assert torch.allclose(few, matrix[rows][:, items])
 
 
 @pytest.mark.parametrize("rows", [1, 7, 20])
 def test_any_size_of_block(monkeypatch, rows):
     monkeypatch.setattr(blocked, "_rows_of_block", lambda *_: rows)
     hidden, weight, target = inputs(20, 8, 30)
-    loss = linear_cross_entropy(hidden, weight, target, backend="naive")
-    want = loss_and_gradients(loss, hidden, weight)
+    want = loss_and_gradients(
+        linear_cross_entropy(hidden, weight, target, backend="naive"), hidden, weight
+    )
     got = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)
     assert_close(got, want, 1e-5)
 
@@ -133,10 +72,12 @@ def test_numba_takes_off_what_exceeds_the_safe_range(monkeypatch):
     with torch.no_grad():
         hidden += 6 * weight[torch.arange(200) % 50]
     assert float((hidden @ weight.T).detach().max()) > 90
-    loss = linear_cross_entropy(hidden, weight, target, backend="naive")
-    want = loss_and_gradients(loss, hidden, weight)
-    loss = linear_cross_entropy(hidden, weight, target, backend="numba")
-    got = loss_and_gradients(loss, hidden, weight)
+    want = loss_and_gradients(
+        linear_cross_entropy(hidden, weight, target, backend="naive"), hidden, weight
+    )
+    got = loss_and_gradients(
+        linear_cross_entropy(hidden, weight, target, backend="numba"), hidden, weight
+    )
     assert_close(got, want, 2e-5)
 
 
@@ -145,10 +86,12 @@ def test_numba_hands_on_scores_far_below_their_bound():
     with torch.no_grad():
         hidden[7] = -20.0
         weight[:] = weight.abs() + 3  # all scores of row 7 are near -1000, their bound is +1000
-    loss = linear_cross_entropy(hidden, weight, target, backend="naive")
-    want = loss_and_gradients(loss, hidden, weight)
-    loss = linear_cross_entropy(hidden, weight, target, backend="numba")
-    got = loss_and_gradients(loss, hidden, weight)
+    want = loss_and_gradients(
+        linear_cross_entropy(hidden, weight, target, backend="naive"), hidden, weight
+    )
+    got = loss_and_gradients(
+        linear_cross_entropy(hidden, weight, target, backend="numba"), hidden, weight
+    )
     assert_close(got, want, 1e-5)
 
 
@@ -218,24 +161,6 @@ def test_never_holds_all_logits():
     with Watch():
         linear_cross_entropy(hidden, weight, target).backward()
     assert max(sizes) < 2048 * 12101 * 4 / 10
-
-
-@pytest.mark.parametrize(
-    "change, error, message",
-    [
-        ({"items": torch.arange(3)}, BackendError, r"of one length, .* .4,., .3,."),
-        ({"values": torch.zeros(2, 1)}, BackendError, r"values .kinds,., got .* .2, 1."),
-        ({"rows": torch.tensor([0, 2, 1, 3])}, BackendError, "rows of offsets must be ascending"),
-        ({"rows": torch.tensor([0, 1, 2, 20])}, IndexError, r"in rows 0 .. 19, .* got .0, 0, 0"),
-        ({"items": torch.tensor([0, 1, -2, 3])}, IndexError, "items 0 .. 29 and kinds 0 .. 1"),
-        ({"kinds": torch.tensor([0, 1, 2, 0])}, IndexError, "kinds 0 .. 1, got"),
-    ],
-)
-def test_offsets_that_do_not_fit(change, error, message):
-    four = torch.arange(4)
-    offsets = ScoreOffsets(four, four, four % 2, torch.zeros(2))._replace(**change)
-    with pytest.raises(error, match=f"linear_cross_entropy: .*{message}"):
-        linear_cross_entropy(*inputs(20, 16, 30), offsets)
 
 
 @pytest.mark.parametrize("where", ["hidden", "weight"])

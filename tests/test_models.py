@@ -162,7 +162,7 @@ def hydra_written_out(model, item_seq, heads, head_dim, rope_base=10_000.0):
             Ys.append(mamba(layer.mamba, i, X[..., columns]))
             Zs.append(rope(Z[..., columns]))
         Y = rms(torch.cat(Ys, -1), layer.y_norm[1])
-        H = H + (Y * torch.cat(Zs, -1)) @ layer.W_O.weight.T
+        H = H + (Y * torch.cat(Zs, -1)) @ layer.W_O.weight.T + Y @ layer.W_Y.weight.T
         inner = rms(H, layer.ffn_norm)
         H = H + F.gelu(inner @ layer.ffn.w_1.weight.T) @ layer.ffn.w_2.weight.T
     return rms(H, model.output_norm)
@@ -185,6 +185,7 @@ def test_hydra_is_its_equations(heads, expand):
         {"ffn_type": "swiglu"},
         {"y_norm": "head_rms"},
         {"y_norm": "none"},
+        {"history_path": False},
         {"rope_base": None},
         {"tie_embeddings": False},
         {"expand": 2},

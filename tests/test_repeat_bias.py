@@ -8,7 +8,9 @@ from recbole_hydra import Config, load_model, recommend, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import RepeatBias
+from recbole_hydra.model.losses import cross_entropy
 from recbole_hydra.model.sequential_recommender import base
+from recbole_hydra.ops import ScoreOffsets
 from recbole_hydra.window_loss import WindowLoss
 
 
@@ -73,7 +75,7 @@ def test_scores_are_those_without_it_and_the_bias():
 
 
 @pytest.mark.parametrize("loss_type", ["CE", "BPR", "SampledCE", "gBCE"])
-def test_the_loss_is_that_of_the_scores(loss_type, monkeypatch):
+def test_is_learned_beside_the_scores(loss_type, monkeypatch):
     """Against all scores of the batch, held at once."""
     model, train, _ = model_and_data(loss_type=loss_type, repeat_bias="distance", num_negatives=9)
     torch.nn.init.normal_(model.repeat_bias.weight, std=0.1)
@@ -81,29 +83,65 @@ def test_the_loss_is_that_of_the_scores(loss_type, monkeypatch):
     targets = batch["item_id"].flatten()
     counted = targets.nonzero().squeeze(1)
     targets, rows = targets[counted], torch.arange(len(counted))
-    scores = model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T
-    scores = model.repeat_bias(batch["item_id_list"], counted).added_to(scores)
-    positive = scores[rows, targets]
     drawn, expected = torch.tensor([1, 5, 7, 5]), torch.tensor([0.2, 0.5, 0.1, 0.5]).log()
     monkeypatch.setattr(type(model), "_drawn_negatives", lambda *_: [(drawn, expected)])
-    negative = scores[:, drawn]
-    same = drawn == targets[:, None]
-    if loss_type == "CE":
-        want = torch.nn.functional.cross_entropy(scores, targets)
-    elif loss_type == "BPR":
-        items = batch["neg_item_id"].flatten(0, 1)[counted]
-        want = -torch.log(1e-10 + torch.sigmoid(positive[:, None] - scores.gather(1, items))).mean()
-    elif loss_type == "SampledCE":
-        negative = (negative - expected).masked_fill(same, -torch.inf)
-        want = (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()
-    else:
+
+    def loss_of(scores):
+        positive, negative = scores[rows, targets], scores[:, drawn]
+        same = drawn == targets[:, None]
+        if loss_type == "CE":
+            return torch.nn.functional.cross_entropy(scores, targets)
+        if loss_type == "BPR":
+            others = scores.gather(1, batch["neg_item_id"].flatten(0, 1)[counted])
+            return -torch.log(1e-10 + torch.sigmoid(positive[:, None] - others)).mean()
+        if loss_type == "SampledCE":
+            negative = (negative - expected).masked_fill(same, -torch.inf)
+            return (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()
         alpha = 4 / (model.n_items - 2)
         beta = alpha * (0.75 * (1 - 1 / alpha) + 1 / alpha)
         others = torch.log(1 - torch.sigmoid(negative)).masked_fill(same, 0.0).sum(1)
-        want = -(beta * torch.log(torch.sigmoid(positive)) + others).mean() / 5
-    torch.testing.assert_close(WindowLoss(model)(batch), want)
-    monkeypatch.setattr(base, "MOST_PAIRS", 5)  # many parts
-    torch.testing.assert_close(WindowLoss(model)(batch), want)
+        return -(beta * torch.log(torch.sigmoid(positive)) + others).mean() / 5
+
+    scores = model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T
+    want = loss_of(scores)
+    want.backward()
+    offsets = model.repeat_bias(batch["item_id_list"], counted)
+    loss_of(offsets.added_to(scores.detach())).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    loss = WindowLoss(model)(batch)
+    torch.testing.assert_close(loss, want)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_part_of_the_targets_is_enough(monkeypatch):
+    model, train, _ = model_and_data()
+    batch = next(iter(train))
+    length, counted = batch["item_id_list"].shape[1], batch["item_id"].count_nonzero()
+    monkeypatch.setattr(base, "MOST_PAIRS", length * int(counted) // 2)
+    seen = []
+    monkeypatch.setattr(
+        type(model.repeat_bias),
+        "forward",
+        lambda self, item_seq, last, forward=RepeatBias.forward: (
+            seen.append(last) or forward(self, item_seq, last)
+        ),
+    )
+    WindowLoss(model)(batch).backward()
+    every = batch["item_id"].flatten().nonzero().squeeze(1)
+    assert torch.equal(seen[0], every[:: -(-int(counted) // (int(counted) // 2))])
+    assert float(model.repeat_bias.weight.grad.abs()) > 0
+
+
+def test_a_history_with_all_of_the_probability():
+    """Where rounding leaves nothing for the others, the loss stays a number."""
+    states, table = torch.tensor([[30.0, 0.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
+    values = torch.tensor([-20.0], requires_grad=True)
+    one, target = torch.ones(1, dtype=torch.long), torch.tensor([2])
+    loss = cross_entropy(states, table, target, ScoreOffsets(one - 1, one, one - 1, values))
+    assert loss.isfinite() and torch.autograd.grad(loss, values)[0].isfinite()
 
 
 def test_learns_whether_items_come_again(make_dataset):
@@ -112,6 +150,7 @@ def test_learns_whether_items_come_again(make_dataset):
     once, again = [], []
     for user in range(60):
         walk = torch.randperm(40, generator=generator)[:12].tolist()
+        history = [f"i{item}" for item in walk[:3]]  # in the end, the last user's
         once += [(f"u{user}", f"i{item}", time) for time, item in enumerate(walk)]
         again += [(f"u{user}", f"i{walk[time % 3]}", time) for time in range(12)]
     biases = {}
@@ -125,8 +164,8 @@ def test_learns_whether_items_come_again(make_dataset):
         result = run_recbole_hydra("Hydra", name, config_dict=small("Hydra", **changes))
         model = load_model(result["best_checkpoint"])
         biases[name] = float(model.repeat_bias.weight.detach())
-        best = {item for item, _ in recommend(model, ["i1", "i2", "i3"], k=3)}
-        repeated = len(best & {"i1", "i2", "i3"})
+        best = {item for item, _ in recommend(model, history, k=3)}
+        repeated = len(best & set(history))
         assert repeated >= 2 if name == "again" else repeated == 0
     assert biases["once"] < -0.05 and biases["again"] > 0.05
 

@@ -1,15 +1,22 @@
-"""Losses against a sample of the catalogue, whose cost does not depend on the number of items.
+"""Losses of targets against the catalogue, and against a sample of it.
 
-The negatives of a batch are drawn once and shared by its targets, so that the scores of all of them
-are one matrix product. Where a negative happens to be a row's target, it is left out for that row.
+The cost of the latter does not depend on the number of items. The negatives of a batch are drawn
+once and shared by its targets, so that the scores of all of them are one matrix product. Where a
+negative happens to be a row's target, it is left out for that row.
+
+What is added to single scores (``offsets``, :class:`~recbole_hydra.ops.ScoreOffsets`) is learned
+beside the scores: their own loss is of the scores without it, and gives the states and items their
+gradients; what is added has the gradient that it would have on top of them as they are.
 """
 
 import torch
 import torch.nn.functional as F
+from recbole.model.loss import BPRLoss
 from torch import nn
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.errors import ConfigError
+from recbole_hydra.ops import linear_cross_entropy
 
 
 class NegativeSampler:
@@ -77,6 +84,52 @@ class TargetGroup(nn.Module):
         return (self.position[targets] >= 0).nonzero().squeeze(1)
 
 
+def cross_entropy(states, item_table, targets, offsets=None):
+    """Mean cross-entropy of each target against all items.
+
+    ::
+
+        loss = mean(log sum_j exp(s_j) - s_target),    p = softmax(s)
+        of what is added:  mean(log(1 + sum_k p_k (exp(b_k) - 1)) - b_target)
+
+    The second is the difference that adding b_k to the scores of some items k makes to the first.
+
+    Args:
+        states: (targets, width). item_table: (n_items, width). targets: (targets,).
+        offsets: what is added to single scores, or None.
+    """
+    loss, log_sum = linear_cross_entropy(states, item_table, targets, return_log_sum=True)
+    if offsets is None:
+        return loss
+    rows, items, kinds, values = offsets
+    with torch.no_grad():
+        scores = (states[rows] * F.embedding(items, item_table)).sum(-1)
+        p = (scores - log_sum[rows]).exp()
+        is_target = items == targets[rows]
+    added = values[kinds].to(p.dtype)
+    change = torch.zeros_like(log_sum).index_add(0, rows, p * torch.expm1(added))
+    # Where the items have all of p to within rounding, their sum may come out above 1.
+    change = torch.log1p(change.clamp(min=-1 + 1e-6)).sum() - (added * is_target).sum()
+    return with_gradient_of(loss, change / len(targets))
+
+
+def bpr(states, item_table, targets, negatives, offsets=None):
+    """Mean of -log sigmoid(s+ - s-), Bayesian personalised ranking (Rendle et al. 2009).
+
+    Args: as :func:`cross_entropy`, and negatives, item ids, (targets, negatives).
+    """
+    positive = (states * F.embedding(targets, item_table)).sum(-1, keepdim=True)
+    negative = (states.unsqueeze(1) * F.embedding(negatives, item_table)).sum(-1)
+
+    def loss(positive, negative):
+        return BPRLoss()(positive.expand_as(negative), negative)
+
+    if offsets is None:
+        return loss(positive, negative)
+    own, others = offsets.of(targets[:, None]), offsets.of(negatives)
+    return _beside(loss, positive, negative, own, others)
+
+
 def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=None, offsets=None):
     """Mean cross-entropy of each target against itself and the sampled negatives.
 
@@ -84,17 +137,19 @@ def sampled_cross_entropy(states, item_table, targets, negatives, log_expected=N
     draws: the sum over the sample is then an unbiased estimate of the sum over the catalogue
     (importance sampling, Bengio and Senecal 2008), and the loss one of the full softmax's.
 
-    Args:
-        states: (targets, width). item_table: (n_items, width). targets: (targets,).
+    Args: as :func:`cross_entropy`, and
         negatives: (number,) item ids. log_expected: (number,) log expected draws, or None.
-        offsets: what is added to single scores, :class:`~recbole_hydra.ops.ScoreOffsets`, or None.
     """
-    positive, negative = _scores(states, item_table, targets, negatives, offsets)
-    if log_expected is not None:
-        negative = negative - log_expected
-    negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
-    scores = torch.cat([positive[:, None], negative], dim=1)
-    return -F.log_softmax(scores.float() if scores.dtype.itemsize < 4 else scores, 1)[:, 0].mean()
+
+    def loss(positive, negative):
+        if log_expected is not None:
+            negative = negative - log_expected
+        negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
+        scores = torch.cat([positive[:, None], negative], dim=1)
+        scores = scores.float() if scores.dtype.itemsize < 4 else scores
+        return -F.log_softmax(scores, 1)[:, 0].mean()
+
+    return _sampled(loss, states, item_table, targets, negatives, offsets)
 
 
 def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
@@ -109,21 +164,36 @@ def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
 
     Args: as :func:`sampled_cross_entropy`, t in [0, 1], and the number of items that can be drawn.
     """
-    positive, negative = _scores(states, item_table, targets, negatives, offsets)
     k = len(negatives)
     alpha = k / max(1, n_items - 1)  # the target is not its own negative
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
-    others = F.logsigmoid(-negative).masked_fill(negatives == targets[:, None], 0.0).sum(1)
-    return -(beta * F.logsigmoid(positive) + others).mean() / (k + 1)
+
+    def loss(positive, negative):
+        others = F.logsigmoid(-negative).masked_fill(negatives == targets[:, None], 0.0).sum(1)
+        return -(beta * F.logsigmoid(positive) + others).mean() / (k + 1)
+
+    return _sampled(loss, states, item_table, targets, negatives, offsets)
 
 
-def _scores(states, item_table, targets, negatives, offsets):
-    """Scores of the targets, (targets,), and of the negatives, (targets, number)."""
+def _sampled(loss, states, item_table, targets, negatives, offsets):
+    """``loss`` of the scores of targets, (targets,), and of the negatives, (targets, number)."""
     # One lookup for both: its backward pass makes a gradient as large as the table.
     rows = F.embedding(torch.cat([targets, negatives]), item_table)
     positive = (states * rows[: len(targets)]).sum(-1)
     negative = states @ rows[len(targets) :].T
-    if offsets is not None:
-        positive = positive + offsets.of(targets[:, None]).squeeze(1)
-        negative = negative + offsets.of_shared(negatives, (len(targets), len(item_table)))
-    return positive, negative
+    if offsets is None:
+        return loss(positive, negative)
+    own = offsets.of(targets[:, None]).squeeze(1)
+    others = offsets.of_shared(negatives, (len(targets), len(item_table)))
+    return _beside(loss, positive, negative, own, others)
+
+
+def _beside(loss, positive, negative, own, others):
+    """``loss`` of the scores, and the gradient of ``own`` and ``others`` if they were added."""
+    with_offsets = loss(positive.detach() + own, negative.detach() + others)
+    return with_gradient_of(loss(positive, negative), with_offsets)
+
+
+def with_gradient_of(loss, other):
+    """The value of ``loss``, with the gradients of both."""
+    return loss + (other - other.detach())

@@ -4,18 +4,23 @@ from abc import ABC, abstractmethod
 from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.model.loss import BPRLoss
 from torch import nn
 
 from recbole_hydra.checks import boolean, fraction, one_of
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.model.losses import NegativeSampler, TargetGroup, gbce, sampled_cross_entropy
-from recbole_hydra.ops import linear_cross_entropy
+from recbole_hydra.model.losses import (
+    NegativeSampler,
+    TargetGroup,
+    bpr,
+    cross_entropy,
+    gbce,
+    sampled_cross_entropy,
+)
 
-#: Pairs of a target and an item of its history that are looked at together.
-MOST_PAIRS = 2**23
+#: Pairs of a target and an item of its history in a step, from which the repeat bias is learned:
+#: its few numbers need no more.
+MOST_PAIRS = 2**17
 
 
 class StateSpaceRecommender(SequentialRecommender, ABC):
@@ -39,7 +44,6 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
-        self.bpr = BPRLoss()
         #: What the scores of items in the history are raised or lowered by, if they are, a
         #: :class:`~recbole_hydra.layers.RepeatBias`.
         self.repeat_bias = None
@@ -147,29 +151,10 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 target, (targets,).
             negatives: for BPR, item ids, (targets, negatives).
         """
-        drawn = self._drawn_negatives(states.device)
-        item_seq, last = history
-        if self.repeat_bias is None:
-            return self._target_loss(states, targets, None, negatives, drawn)
-        total, most = 0.0, max(1, MOST_PAIRS // item_seq.shape[1])
-        for start in range(0, len(targets), most):
-            part = slice(start, start + most)
-            offsets = self.repeat_bias(item_seq, last[part])
-            own = None if negatives is None else negatives[part]
-            loss = self._target_loss(states[part], targets[part], offsets, own, drawn)
-            total = total + loss * (len(last[part]) / len(targets))
-        return total
-
-    def _target_loss(self, states, targets, offsets, negatives, drawn):
-        """Mean loss of some targets; ``offsets`` is what is added to their scores, or None."""
+        drawn, offsets = self._drawn_negatives(states.device), self._offsets(*history)
         table = self.item_table
         if self.loss_type == "BPR":
-            positive = (states * F.embedding(targets, table)).sum(-1, keepdim=True)
-            negative = (states.unsqueeze(1) * F.embedding(negatives, table)).sum(-1)
-            if offsets is not None:
-                positive = positive + offsets.of(targets[:, None])
-                negative = negative + offsets.of(negatives)
-            return self.bpr(positive.expand_as(negative), negative)
+            return bpr(states, table, targets, negatives, offsets)
         if self.target_groups is None:
             return self._loss_among(None, states, table, targets, offsets, *drawn[0])
         total = 0.0
@@ -180,6 +165,16 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 own = None if offsets is None else offsets.among(rows, self._position(group))
                 total = total + len(rows) * self._loss_among(group, *mine, own, *sample)
         return total / len(targets)
+
+    def _offsets(self, item_seq, last):
+        """What the repeat bias adds to the scores of targets, or as many of them as are learned
+        from; None without one."""
+        if self.repeat_bias is None:
+            return None
+        apart = -(-len(last) * item_seq.shape[1] // MOST_PAIRS)
+        rows = torch.arange(0, len(last), apart, device=last.device)
+        offsets = self.repeat_bias(item_seq, last[rows])
+        return offsets._replace(rows=rows[offsets.rows])
 
     def _position(self, group):
         """Where the scores of a group's targets have an item: for CE among the group alone."""
@@ -192,7 +187,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         if self.loss_type == "CE":
             if group is not None:
                 table, targets = table.index_select(0, group.items), group.position[targets]
-            return linear_cross_entropy(states, table, targets, offsets)
+            return cross_entropy(states, table, targets, offsets)
         if self.loss_type == "gBCE":
             number = self.n_items - 1 if group is None else len(group.items)
             return gbce(states, table, targets, sampled, self.gbce_t, number, offsets)

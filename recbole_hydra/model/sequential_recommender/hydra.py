@@ -9,23 +9,27 @@ The model, top to bottom. d is ``hidden_size``, v ``num_heads``, d_c ``head_dim`
     num_layers times    X = Split(SiLU(W_X Ht)) = [X_1 .. X_v]                  history branch
                         Z = RoPE(SiLU(W_Z Ht))                                  item branch
                         Y = Concat(Mamba_1(X_1) .. Mamba_v(X_v))                n x (v d_c)
-                        H = H + Dropout(W_O (norm(Y) * Z))
+                        H = H + Dropout(W_O (norm(Y) * Z) + W_Y norm(Y))
                         H = H + Dropout(FFN(RMSNorm(H)))
 
     prediction          scores = Dropout(RMSNorm(H))_last H0_all^T + repeat bias
 
-What the paper writes is above, but for the places of dropout. What it leaves open is ours, a config
-key each: the norms on Y (``y_norm``) and before prediction (``output_norm``), the form and width of
-the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a head (``expand``), whether
+What the paper writes is above, but for W_Y and the places of dropout. What it leaves open is ours,
+a config key each: the norms on Y (``y_norm``) and before prediction (``output_norm``), the form and
+width of the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a head (``expand``), whether
 prediction shares the item embeddings (``tie_embeddings``), the base of RoPE (``rope_base``), where
-dropout is (``dropout_places``). benchmarks/ablation.py measures them, one at a time.
+dropout is (``dropout_places``), how weights begin (``initializer_range`` for items,
+``linear_initializer_range``). benchmarks/ablation.py measures them, one at a time.
 
-Ours is the repeat bias (``repeat_bias``): through the residuals the last item's vector reaches the
-state that is compared with all items, so that this item ranks first, on most data wrongly; a
-learned number on the scores of items in the history says how often it is right. Ours is also the
-sum of both item models, in which E starts at zero: an item is what its text says, and what its
-users add to that (as in collaborative topic regression, Wang and Blei 2011); one without users is
-its text alone.
+Ours is W_Y (``history_path``): the history also goes on by itself, so that what it says of the next
+item need not be learned anew for every last item. Ours is the repeat bias (``repeat_bias``):
+through the residuals the last item's vector reaches the state that is compared with all items, so
+that this item ranks first, on most data wrongly; a learned number on the scores of items in the
+history says how often it is right. It is learned beside the scores, whose loss does not know of it:
+what the user has had stays what the model must tell the next item apart from, hardest of all. Ours
+is also the sum of both item models, in which E starts at zero: an item is what its text says, and
+what its users add to that (as in collaborative topic regression, Wang and Blei 2011); one without
+users is its text alone.
 """
 
 from contextlib import contextmanager
@@ -59,10 +63,10 @@ class Hydra(StateSpaceRecommender):
     """Multi-head latent Mamba (Yuan 2025, arXiv 2504.07398); equations in the module's docstring.
 
     Config keys: hidden_size, num_layers, num_heads, head_dim, d_state, d_conv, expand,
-    dropout_prob, dropout_places, ffn_type, ffn_size, y_norm, output_norm, rope_base,
-    tie_embeddings, repeat_bias, initializer_range, norm_eps, loss_type, scan_backend, user_model,
-    item_encoder and, for text, the item_* and llm_* and lora_* keys. Defaults and meanings:
-    ``properties/model/Hydra.yaml``.
+    dropout_prob, dropout_places, ffn_type, ffn_size, y_norm, history_path, output_norm,
+    rope_base, tie_embeddings, repeat_bias, initializer_range, linear_initializer_range, norm_eps,
+    loss_type, scan_backend, user_model, item_encoder and, for text, the item_* and llm_* and lora_*
+    keys. Defaults and meanings: ``properties/model/Hydra.yaml``.
 
     With text the dataset has the texts of its items, ``item_text`` (n_items,), and the catalogue
     may have items without interactions; the loss tells targets apart from items of training only.
@@ -77,7 +81,10 @@ class Hydra(StateSpaceRecommender):
         super().__init__(config, dataset, trained_only=has_text)
         d = positive_int("hidden_size", self.setting("hidden_size"))
         num_layers = positive_int("num_layers", self.setting("num_layers"))
-        std = positive_number("initializer_range", self.setting("initializer_range"))
+        std, linear_std = (
+            positive_number(key, self.setting(key))
+            for key in ("initializer_range", "linear_initializer_range")
+        )
         eps = positive_number("norm_eps", self.setting("norm_eps"))
         tied = boolean("tie_embeddings", self.setting("tie_embeddings"))
         places = self._dropout_places()
@@ -105,6 +112,7 @@ class Hydra(StateSpaceRecommender):
                     },
                     rope_base=self.setting("rope_base"),
                     y_norm=self.setting("y_norm"),
+                    history_path=self.setting("history_path"),
                     ffn_type=self.setting("ffn_type"),
                     ffn_size=self.setting("ffn_size"),
                     dropout={place: places[place] for place in ("mamba", "ffn")},
@@ -124,8 +132,10 @@ class Hydra(StateSpaceRecommender):
         self.repeat_bias = None if form == "none" else RepeatBias(form)
 
         for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=linear_std)
         self.item_text = None
         if has_text:
             self.item_text = self._text_items(config, dataset, d, std)
@@ -335,6 +345,8 @@ class HydraLayer(nn.Module):
         num_heads, head_dim: v latent subspaces, each d_c wide (even, for RoPE).
         mamba: keyword arguments of :class:`~recbole_hydra.layers.MultiHeadMamba`.
         rope_base: base of the rotary positions; None leaves the item branch without positions.
+        history_path: whether Y also reaches the output by a map of its own, not only in its product
+            with Z.
         y_norm: "rms" normalises Concat(Y_1 .. Y_v), "head_rms" each Y_i, "none" neither.
         ffn_type: "gelu", W_2 GELU(W_1 x), or "swiglu", W_2 (SiLU(W_1 x) * W_3 x).
         ffn_size: inner width of the feed-forward network.
@@ -343,7 +355,18 @@ class HydraLayer(nn.Module):
     """
 
     def __init__(
-        self, d, num_heads, head_dim, mamba, rope_base, y_norm, ffn_type, ffn_size, dropout, eps
+        self,
+        d,
+        num_heads,
+        head_dim,
+        mamba,
+        rope_base,
+        y_norm,
+        history_path,
+        ffn_type,
+        ffn_size,
+        dropout,
+        eps,
     ):
         super().__init__()
         self.heads = (num_heads, head_dim)
@@ -362,6 +385,8 @@ class HydraLayer(nn.Module):
             "none": nn.Flatten(-2),
         }[one_of("y_norm", y_norm, ("rms", "head_rms", "none"))]
         self.W_O = nn.Linear(width, d, bias=False)
+        has_path = boolean("history_path", history_path)
+        self.W_Y = nn.Linear(width, d, bias=False) if has_path else None
         self.ffn_norm = nn.RMSNorm(d, eps)
         self.ffn = FeedForward(d, ffn_type, ffn_size)
         self.mamba_dropout = Dropout(dropout["mamba"])
@@ -381,8 +406,11 @@ class HydraLayer(nn.Module):
         Y = self.mamba(X, state, keep)
         if state is not None:
             Y, state = Y
-        H = kept(H, keep)
-        H = H + self.mamba_dropout(self.W_O(self.y_norm(Y) * Z.flatten(-2)))
+        Y = self.y_norm(Y)
+        out = self.W_O(Y * Z.flatten(-2))
+        if self.W_Y is not None:
+            out = out + self.W_Y(Y)
+        H = kept(H, keep) + self.mamba_dropout(out)
         H = H + self.ffn_dropout(self.ffn(self.ffn_norm(H)))
         return H if state is None else (H, state)
 

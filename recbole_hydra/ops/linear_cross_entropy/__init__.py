@@ -5,15 +5,14 @@ import torch
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops.linear_cross_entropy.blocked import linear_cross_entropy_blocked
 from recbole_hydra.ops.linear_cross_entropy.naive import linear_cross_entropy_naive
-from recbole_hydra.ops.linear_cross_entropy.offsets import ScoreOffsets
 
-__all__ = ["BACKENDS", "ScoreOffsets", "linear_cross_entropy"]
+__all__ = ["BACKENDS", "linear_cross_entropy"]
 
 BACKENDS = ("numba", "blocked", "naive")
 
 
-def linear_cross_entropy(hidden, weight, target, offsets=None, backend="auto"):
-    """Mean cross-entropy of the scores ``hidden @ weight.T``, plus ``offsets``, against ``target``.
+def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="auto"):
+    """Mean cross-entropy of the scores ``hidden @ weight.T`` against ``target``.
 
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
     Extra memory is one block of rows of scores (96, fewer of a very large catalogue) and the two
@@ -23,14 +22,15 @@ def linear_cross_entropy(hidden, weight, target, offsets=None, backend="auto"):
         hidden: states, (n, width), n >= 1.
         weight: item vectors, (n_items, width).
         target: item ids, (n,), int64, in 0 .. n_items - 1.
-        offsets: :class:`ScoreOffsets`, what is added to single scores; none by default.
+        return_log_sum: also return log sum exp of every row's scores, the log of its softmax's
+            denominator.
         backend: "numba" (CPU, float32, widths of a multiple of 16), "blocked" (torch, any device
             and dtype), "naive" (all scores at once, the specification) or "auto", the first that
             fits. float16 and bfloat16, autocast's included, are summed up in float32.
 
     Returns:
-        The loss, a scalar, float32 or float64, differentiable once in ``hidden``, ``weight`` and
-        the values of ``offsets``.
+        The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``;
+        with ``return_log_sum`` the pair of it and (n,) of the same dtype, without a gradient.
 
     Raises:
         BackendError: a shape or dtype that does not fit, an unknown backend, or a named one that
@@ -51,8 +51,6 @@ def linear_cross_entropy(hidden, weight, target, offsets=None, backend="auto"):
             f"linear_cross_entropy: target must be ({len(hidden)},) item ids to fit hidden, got "
             f"{tuple(target.shape)} {target.dtype}"
         )
-    if offsets is not None:
-        _check_offsets(offsets, len(hidden), len(weight))
     if backend not in ("auto", *BACKENDS):
         raise BackendError(
             f"linear_cross_entropy: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
@@ -66,31 +64,13 @@ def linear_cross_entropy(hidden, weight, target, offsets=None, backend="auto"):
         # Imported here: numba takes a second to load, which a GPU run need not spend.
         from recbole_hydra.ops.linear_cross_entropy.numba_cpu import linear_cross_entropy_numba
 
-        return linear_cross_entropy_numba(hidden, weight, target, offsets)
-    if backend == "blocked":
-        return linear_cross_entropy_blocked(hidden, weight, target, offsets)
-    return linear_cross_entropy_naive(hidden, weight, target, offsets)
-
-
-def _check_offsets(offsets, n, n_items):
-    rows, items, kinds, values = offsets
-    if not rows.shape == items.shape == kinds.shape == (rows.numel(),) or values.dim() != 1:
-        raise BackendError(
-            "linear_cross_entropy: offsets must be rows, items and kinds of one length, and values "
-            f"(kinds,), got {', '.join(str(tuple(part.shape)) for part in offsets)}"
-        )
-    if rows.device.type != "cpu" or not len(rows):
-        return
-    low, high = torch.stack([rows, items, kinds]).aminmax(dim=1)
-    if bool((low < 0).any()) or any(
-        int(most) >= size for most, size in zip(high, (n, n_items, len(values)), strict=True)
-    ):
-        raise IndexError(
-            f"linear_cross_entropy: offsets must be in rows 0 .. {n - 1}, items 0 .. {n_items - 1}"
-            f" and kinds 0 .. {len(values) - 1}, got {low.tolist()} to {high.tolist()}"
-        )
-    if bool((rows.diff() < 0).any()):
-        raise BackendError("linear_cross_entropy: the rows of offsets must be ascending")
+        compute = linear_cross_entropy_numba
+    elif backend == "blocked":
+        compute = linear_cross_entropy_blocked
+    else:
+        compute = linear_cross_entropy_naive
+    loss, log_sum = compute(hidden, weight, target)
+    return (loss, log_sum) if return_log_sum else loss
 
 
 def _objection_to_numba(hidden, weight):

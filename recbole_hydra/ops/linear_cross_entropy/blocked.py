@@ -8,10 +8,9 @@ gradients,
     p = softmax(h W^T),   loss = mean(log sum exp(h W^T) - <h, W[target]>)
     d loss / d h = (p W - W[target]) / n,   d loss / d W = (p^T h - onehot(target)^T h) / n
 
-so that three matrix products are spent, none twice, and one block of logits exists at a time. What
-is added to a single logit has the gradient p - onehot(target) there. The backward pass scales the
-gradients that the forward pass left. A block is kept items x rows: the first and the last product,
-whose long side is the catalogue, run faster so.
+so that three matrix products are spent, none twice, and one block of logits exists at a time. The
+backward pass scales the gradients that the forward pass left. A block is kept items x rows: the
+first and the last product, whose long side is the catalogue, run faster so.
 """
 
 import torch
@@ -29,89 +28,56 @@ SAFE_LOGIT = 60.0
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The loss from ``products(h, W, wants_grad, added)``, a function as :func:`softmax_products`;
-    the gradients are left by the forward pass."""
+    """The loss from ``products(h, W, wants_grad)``, a function that returns log sum exp(h W^T),
+    p W and p^T h, and that log of the sum; the gradients are left by the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, values, target, places, dtype, products):
+    def forward(ctx, hidden, weight, target, dtype, products):
         n = len(hidden)
-        wants_grad = any(ctx.needs_input_grad[:3])
+        wants_grad = hidden.requires_grad or weight.requires_grad
         h, W = hidden.detach().to(dtype), weight.detach().to(dtype)
         target_rows = W.index_select(0, target).to(_sum_dtype(dtype))
-        added = None
-        if places is not None:
-            rows, items, kinds = places
-            offsets = values.detach().to(target_rows.dtype)
-            added = rows, items, offsets[kinds]
-        log_sum, grad_h, grad_W, p_added = products(h, W, wants_grad, added)
+        log_sum, grad_h, grad_W = products(h, W, wants_grad)
         h = h.to(log_sum.dtype)
-        loss = log_sum.sum() - (h * target_rows).sum()
-        if added is not None:
-            is_target = (items == target[rows]).to(offsets)
-            loss = loss - (added[2] * is_target).sum()
+        loss = (log_sum.sum() - (h * target_rows).sum()) / n
         if wants_grad:
             grad_h -= target_rows
             grad_W.index_add_(0, target, h, alpha=-1)
-            grads = [grad_h.div_(n), grad_W.div_(n)]
-            ctx.dtypes = [hidden.dtype, weight.dtype]
-            if added is not None:
-                of_values = torch.zeros_like(offsets).index_add_(0, kinds, p_added - is_target)
-                grads.append(of_values.div_(n))
-                ctx.dtypes.append(values.dtype)
-            ctx.save_for_backward(*grads)
-        return loss / n
+            ctx.save_for_backward(grad_h.div_(n), grad_W.div_(n))
+            ctx.dtypes = hidden.dtype, weight.dtype
+        ctx.mark_non_differentiable(log_sum)
+        return loss, log_sum
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, grad, _):
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        grads = [(g * grad).to(dtype) for g, dtype in grads]
-        return *grads, *(None for _ in range(7 - len(grads)))
+        return *((g * grad).to(dtype) for g, dtype in grads), None, None, None
 
 
-def apply(hidden, weight, target, offsets, dtype, products):
-    """:class:`LinearCrossEntropy` of arguments as ``linear_cross_entropy`` takes them."""
-    values, places = (None, None) if offsets is None else (offsets.values, offsets[:3])
-    return LinearCrossEntropy.apply(hidden, weight, values, target, places, dtype, products)
-
-
-def softmax_products(h, W, wants_grad=True, added=None):
-    """Return log sum exp(S), p W, p^T h and p at the places of ``added``, with S = h W^T + added
-    and p = softmax(S), one block at a time.
+def softmax_products(h, W, wants_grad=True):
+    """Return log sum exp(h W^T), p W and p^T h with p = softmax(h W^T), one block at a time.
 
     Args:
         h: states, (n, width).
         W: item vectors, (n_items, width), of the same dtype.
-        wants_grad: whether the products are wanted; otherwise None is returned for them.
-        added: to single logits: rows (ascending), items and values, (k,) each.
+        wants_grad: whether the products are wanted; otherwise None is returned for both.
 
     Returns:
-        Tensors (n,), (n, width), (n_items, width) and (k,), float32 or float64; the last is None
-        without ``added``.
+        Tensors (n,), (n, width) and (n_items, width), float32 or float64.
     """
     n, n_items, sums = len(h), len(W), _sum_dtype(h.dtype)
-    shifted = h.dtype != sums or _largest_logit(h, W, added) > SAFE_LOGIT
+    shifted = h.dtype != sums or _largest_logit(h, W) > SAFE_LOGIT
     log_sums = h.new_empty(n, dtype=sums)
     p_W = h.new_empty(h.shape, dtype=sums) if wants_grad else None
     p_h = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
-    p_added = torch.empty_like(added[2]) if wants_grad and added is not None else None
     rows = _rows_of_block(n, n_items, h.device)
     buffer = h.new_empty(n_items, rows)
-    begins = list(range(0, n, rows))
-    if added is not None:
-        edges = torch.tensor([*begins, n], device=h.device)
-        edges = torch.searchsorted(added[0].contiguous(), edges).tolist()
-    for index, start in enumerate(begins):
+    for start in range(0, n, rows):
         block = slice(start, start + rows)
         hb = h[block]
         logits = torch.mm(W, hb.T, out=buffer if len(hb) == rows else None)
-        if added is not None:
-            own = slice(edges[index], edges[index + 1])
-            where = added[1][own], added[0][own] - start
-            logits.index_put_(where, added[2][own].to(logits.dtype), accumulate=True)
         e, log_sums[block], scale = _exponentials(logits, sums, shifted)
-        if p_added is not None:
-            p_added[own] = e[where].to(sums) * scale[where[1]]
         if wants_grad:
             # p = e * scale: the scale goes to the small factors of the products.
             scale = scale.unsqueeze(1)
@@ -120,7 +86,7 @@ def softmax_products(h, W, wants_grad=True, added=None):
                 p_h.addmm_(e, hb * scale)
             else:
                 p_h += torch.mm(e, (hb.to(sums) * scale).to(h.dtype))
-    return log_sums, p_W, p_h, p_added
+    return log_sums, p_W, p_h
 
 
 def _sum_dtype(dtype):
@@ -137,14 +103,11 @@ def _rows_of_block(n, n_items, device):
     return min(rows, n)
 
 
-def _largest_logit(h, W, added) -> float:
-    """An upper bound of |h W^T + added| by Cauchy and Schwarz; infinite on a GPU, which it would
-    stall."""
+def _largest_logit(h, W) -> float:
+    """An upper bound of |h W^T| by Cauchy and Schwarz; infinite on a GPU, which it would stall."""
     if h.device.type != "cpu":
         return torch.inf
     bound = (h.norm(dim=1).max() * W.norm(dim=1).max()).item()
-    if added is not None and len(added[2]):
-        bound += added[2].abs().max().item()
     return bound if bound == bound else torch.inf
 
 
@@ -161,15 +124,14 @@ def _exponentials(logits, sums, shifted):
     return (logits.to(sums) - log_sum).exp_().to(logits.dtype), log_sum, torch.ones_like(log_sum)
 
 
-def linear_cross_entropy_blocked(hidden, weight, target, offsets=None):
-    """The loss of :func:`.naive.linear_cross_entropy_naive` on any device, in any dtype.
+def linear_cross_entropy_blocked(hidden, weight, target):
+    """What :func:`.naive.linear_cross_entropy_naive` returns, on any device, in any dtype.
 
-    Differentiable once in ``hidden``, ``weight`` and the values of ``offsets``. Under autocast the
-    products run in its dtype.
+    Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        return apply(hidden, weight, target, offsets, dtype, softmax_products)
+        return LinearCrossEntropy.apply(hidden, weight, target, dtype, softmax_products)

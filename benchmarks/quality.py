@@ -1,0 +1,126 @@
+"""Five models on four sets, each with the best settings that one budget of search finds.
+
+    python benchmarks/quality.py search --data_path=FOLDER --dataset=amazon-beauty [--models=Hydra]
+    python benchmarks/quality.py carry_over --data_path=FOLDER --dataset=ml-1m-prefix
+    python benchmarks/quality.py compare --data_path=FOLDER --dataset=amazon-beauty
+
+``search`` sweeps each model with ``recbole-hydra tune``, in its ``properties/tune`` space;
+``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
+days; ``compare`` trains every model with what was chosen, and three seeds. Each continues what a
+kill left in ``--folder``. Chosen settings go to ``results/quality/<dataset>/<model>.yaml``, with
+the trials beside them, and the comparison's report into the same folder.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+import report
+import yaml
+
+from recbole_hydra.compare import compare
+from recbole_hydra.output_folder import read_json, write_json
+from recbole_hydra.quick_start import train_or_continue
+from recbole_hydra.tune import tune
+
+MODELS = ("Hydra", "Mamba4Rec", "SASRec", "GRU4Rec")
+SEEDS = (2020, 2021, 2022)
+#: What all models of a set have in common.
+COMMON = {"epochs": 100, "stopping_step": 10, "topk": [10, 20], "show_progress": False}
+SETTINGS = {"ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200}}
+#: The budget of a sweep: random configurations, and when ASHA may stop one. The small sets, on
+#: which a model may take twenty epochs before it learns at all, go without it.
+BUDGETS = {
+    "amazon-beauty": {"num_samples": 12, "scheduler": "asha", "grace_period": 9},
+    "amazon-office": {"num_samples": 16, "scheduler": "none"},
+    "amazon-industrial": {"num_samples": 16, "scheduler": "none"},
+}
+NAME = "quality"
+
+
+def settings_of(options) -> dict:
+    """The settings of all runs on a dataset."""
+    own = SETTINGS.get(options.dataset, {})
+    return {**COMMON, **own, "data_path": str(options.data_path.absolute())}
+
+
+def chosen(dataset, model) -> Path:
+    """The file of the settings chosen for a model on a dataset."""
+    return report.RESULTS / NAME / dataset / f"{model}.yaml"
+
+
+def search(options, models) -> None:
+    """Sweep the models, all with the same budget."""
+    if options.dataset not in BUDGETS:
+        raise SystemExit(f"{options.dataset}: there is no budget for a sweep; use carry_over")
+    for model in models:
+        folder = options.folder / options.dataset / f"search-{model}"
+        sweep = tune(
+            model, options.dataset, output_dir=folder, resume=folder.exists(), max_concurrent=2,
+            config_dict=settings_of(options), **BUDGETS[options.dataset],
+        )  # fmt: skip
+        path = chosen(options.dataset, model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, sweep.best["params"])
+        shutil.copy(sweep.folder / "trials.csv", path.with_name(f"{model}-trials.csv"))
+        print(options.dataset, model, sweep.best["valid_result"], sweep.best["params"], flush=True)
+
+
+def carry_over(options, models) -> None:
+    """Try the settings that the searched sets chose, with one seed, and choose on validation."""
+    for model in models:
+        scores = {}
+        for origin in BUDGETS:
+            settings = yaml.safe_load(chosen(origin, model).read_text(encoding="utf-8"))
+            own = options.folder / options.dataset / f"carry-over-{model}" / origin
+            own.mkdir(parents=True, exist_ok=True)
+            score = read_json(own / "score.json")
+            if score is None:
+                given = {**settings_of(options), **settings, "seed": SEEDS[0]}
+                given |= {"checkpoint_dir": str(own), "state": "WARNING"}
+                run = train_or_continue(own, model, options.dataset, config_dict=given)
+                score = run.result["best_valid_score"]
+                write_json(own / "score.json", score)
+            scores[origin] = score, settings
+            print(options.dataset, model, origin, score, flush=True)
+        best = max(scores, key=lambda origin: scores[origin][0])
+        path = chosen(options.dataset, model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_yaml(path, scores[best][1])
+        trials = {origin: score for origin, (score, _) in scores.items()}
+        write_json(path.with_name(f"{model}-trials.json"), trials)
+
+
+def compare_chosen(options, models) -> None:
+    """Compare the models, each with the settings chosen for it."""
+    folder = options.folder / options.dataset / "comparison"
+    files = {model: str(chosen(options.dataset, model)) for model in models}
+    comparison = compare(
+        list(models), [options.dataset], seeds=SEEDS, output_dir=folder, model_config=files,
+        config_dict=settings_of(options), resume=folder.exists(),
+    )  # fmt: skip
+    target = report.RESULTS / NAME / options.dataset
+    for path in comparison.folder.iterdir():
+        if path.is_file():
+            shutil.copy(path, target / path.name)
+
+
+def write_yaml(path, settings) -> None:
+    path.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
+
+
+def main():
+    stages = {"search": search, "carry_over": carry_over, "compare": compare_chosen}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--folder", type=Path, default=Path(NAME))
+    options = parser.parse_args()
+    options.folder = options.folder.absolute()
+    stages[options.stage](options, options.models.split(","))
+
+
+if __name__ == "__main__":
+    main()
