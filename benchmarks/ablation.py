@@ -23,7 +23,7 @@ from recbole_hydra.quick_start import train_or_continue
 
 #: The protocol of a dataset; the rest is ``properties/model/Hydra.yaml``.
 DATASETS = {
-    "amazon-beauty": {"dropout_prob": 0.4},
+    "amazon-beauty": {"dropout_prob": 0.5},
     "ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200},
 }
 NAME, BASE = "ablation", "defaults"
@@ -31,7 +31,7 @@ METRICS = ("ndcg@10", "hit@10", "mrr@10")
 COLUMNS = ("ndcg@10", "ndcg@10, masked", "best_epoch", "seconds_per_epoch")
 #: Settings that the report names.
 SAID = ("dropout_prob", "MAX_ITEM_LIST_LENGTH", "stopping_step")
-COMMON = {"epochs": 100, "stopping_step": 5, "show_progress": False, "state": "WARNING"}
+COMMON = {"epochs": 100, "stopping_step": 10, "show_progress": False, "state": "WARNING"}
 
 #: {factor: {what is changed: settings}}; the base of all is the defaults.
 FACTORS = {
@@ -56,16 +56,21 @@ FACTORS = {
     "d_state": {"8": {"d_state": 8}, "32": {"d_state": 32}},
     "rope_base": {"off": {"rope_base": None}, "100": {"rope_base": 100.0}},
     "tie_embeddings": {"untied": {"tie_embeddings": False}},
-    "num_layers": {"1": {"num_layers": 1}, "3": {"num_layers": 3}},
+    "num_layers": {
+        "2": {"num_layers": 2},
+        "2, as many parameters": {"num_layers": 2, "head_dim": 8, "ffn_size": 64},
+    },
     "dropout_places": {
         "item": {"dropout_places": ["item"]},
         "item, mamba, ffn, output": {"dropout_places": ["item", "mamba", "ffn", "output"]},
         "mamba, ffn": {"dropout_places": ["mamba", "ffn"]},
     },
-    "dropout_prob": {"0.3": {"dropout_prob": 0.3}, "0.5": {"dropout_prob": 0.5}},
+    "dropout_prob": {"0.3": {"dropout_prob": 0.3}, "0.4": {"dropout_prob": 0.4}},
     "initializer_range": {
-        "0.01": {"initializer_range": 0.01},
-        "0.05": {"initializer_range": 0.05},
+        "items 0.01": {"initializer_range": 0.01},
+        "items 0.05": {"initializer_range": 0.05},
+        "linear 0.02": {"linear_initializer_range": 0.02},
+        "linear 0.2": {"linear_initializer_range": 0.2},
     },
     "weight_decay": {"1e-6": {"weight_decay": 1e-6}, "1e-5": {"weight_decay": 1e-5}},
     "learning_rate": {"0.0005": {"learning_rate": 5e-4}, "0.002": {"learning_rate": 2e-3}},

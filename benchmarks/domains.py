@@ -36,9 +36,9 @@ SETS = (DOMAINS[:2], DOMAINS)
 #: The second stage, from the frozen run.
 LORA = {**item_text.LORA, "epochs": 1}
 
-#: The same for all runs: nothing here is tuned. Measured before Hydra had a bias on repeats.
+#: The same for all runs: nothing here is tuned.
 COMMON = {
-    "epochs": 100, "repeat_bias": "none", "item_encoder": "text", "item_text_length": 40,
+    **item_text.HYDRA, "epochs": 100, "item_encoder": "text", "item_text_length": 40,
     "show_progress": False, "state": "WARNING",
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
 }  # fmt: skip
