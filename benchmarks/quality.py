@@ -26,7 +26,7 @@ from recbole_hydra.tune import tune
 MODELS = ("Hydra", "Mamba4Rec", "SASRec", "GRU4Rec")
 SEEDS = (2020, 2021, 2022)
 #: What all models of a set have in common.
-COMMON = {"epochs": 100, "stopping_step": 10, "topk": [10, 20], "show_progress": False}
+COMMON = {"epochs": 100, "stopping_step": 10, "topk": [10, 20]}
 SETTINGS = {"ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200}}
 #: The budget of a sweep: random configurations, and when ASHA may stop one. The small sets, on
 #: which a model may take twenty epochs before it learns at all, go without it.
@@ -47,6 +47,14 @@ def settings_of(options) -> dict:
 def chosen(dataset, model) -> Path:
     """The file of the settings chosen for a model on a dataset."""
     return report.RESULTS / NAME / dataset / f"{model}.yaml"
+
+
+def chosen_before(dataset, model) -> Path:
+    """:func:`chosen`, by a stage that has to have run."""
+    path = chosen(dataset, model)
+    if not path.is_file():
+        raise SystemExit(f"{path} is missing: choose settings of {model} on {dataset} first")
+    return path
 
 
 def search(options, models) -> None:
@@ -71,13 +79,13 @@ def carry_over(options, models) -> None:
     for model in models:
         scores = {}
         for origin in BUDGETS:
-            settings = yaml.safe_load(chosen(origin, model).read_text(encoding="utf-8"))
+            settings = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
             own = options.folder / options.dataset / f"carry-over-{model}" / origin
             own.mkdir(parents=True, exist_ok=True)
             score = read_json(own / "score.json")
             if score is None:
                 given = {**settings_of(options), **settings, "seed": SEEDS[0]}
-                given |= {"checkpoint_dir": str(own), "state": "WARNING"}
+                given |= {"checkpoint_dir": str(own), "show_progress": False, "state": "WARNING"}
                 run = train_or_continue(own, model, options.dataset, config_dict=given)
                 score = run.result["best_valid_score"]
                 write_json(own / "score.json", score)
@@ -94,7 +102,7 @@ def carry_over(options, models) -> None:
 def compare_chosen(options, models) -> None:
     """Compare the models, each with the settings chosen for it."""
     folder = options.folder / options.dataset / "comparison"
-    files = {model: str(chosen(options.dataset, model)) for model in models}
+    files = {model: str(chosen_before(options.dataset, model)) for model in models}
     comparison = compare(
         list(models), [options.dataset], seeds=SEEDS, output_dir=folder, model_config=files,
         config_dict=settings_of(options), resume=folder.exists(),

@@ -18,6 +18,8 @@ from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.ops import linear_cross_entropy
 
+_BPR = BPRLoss()
+
 
 class NegativeSampler:
     """Draws items, with replacement, from a fixed distribution over 1 .. n_items - 1.
@@ -110,7 +112,7 @@ def cross_entropy(states, item_table, targets, offsets=None):
     change = torch.zeros_like(log_sum).index_add(0, rows, p * torch.expm1(added))
     # Where the items have all of p to within rounding, their sum may come out above 1.
     change = torch.log1p(change.clamp(min=-1 + 1e-6)).sum() - (added * is_target).sum()
-    return with_gradient_of(loss, change / len(targets))
+    return _with_gradient_of(loss, change / len(targets))
 
 
 def bpr(states, item_table, targets, negatives, offsets=None):
@@ -122,7 +124,7 @@ def bpr(states, item_table, targets, negatives, offsets=None):
     negative = (states.unsqueeze(1) * F.embedding(negatives, item_table)).sum(-1)
 
     def loss(positive, negative):
-        return BPRLoss()(positive.expand_as(negative), negative)
+        return _BPR(positive.expand_as(negative), negative)
 
     if offsets is None:
         return loss(positive, negative)
@@ -191,9 +193,9 @@ def _sampled(loss, states, item_table, targets, negatives, offsets):
 def _beside(loss, positive, negative, own, others):
     """``loss`` of the scores, and the gradient of ``own`` and ``others`` if they were added."""
     with_offsets = loss(positive.detach() + own, negative.detach() + others)
-    return with_gradient_of(loss(positive, negative), with_offsets)
+    return _with_gradient_of(loss(positive, negative), with_offsets)
 
 
-def with_gradient_of(loss, other):
+def _with_gradient_of(loss, other):
     """The value of ``loss``, with the gradients of both."""
     return loss + (other - other.detach())

@@ -143,7 +143,8 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         CE is the cross-entropy over all ``n_items`` rows of the item table (row 0 included, as in
         RecBole's models), or over the items of the target's group where there are groups; BPR is
         Rendle et al. 2009 against the given negatives; SampledCE and gBCE draw ``num_negatives``
-        for the batch and group, see :mod:`recbole_hydra.model.losses`.
+        for the batch and group, see :mod:`recbole_hydra.model.losses`. The repeat bias does not
+        change the loss, but gets a gradient from it, see there.
 
         Args:
             states: (targets, width). targets: item ids, (targets,).
@@ -167,12 +168,12 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return total / len(targets)
 
     def _offsets(self, item_seq, last):
-        """What the repeat bias adds to the scores of targets, or as many of them as are learned
-        from; None without one."""
+        """What the repeat bias adds to the scores of targets, of every second, third, ... where
+        there are too many; None without one."""
         if self.repeat_bias is None:
             return None
-        apart = -(-len(last) * item_seq.shape[1] // MOST_PAIRS)
-        rows = torch.arange(0, len(last), apart, device=last.device)
+        stride = -(-len(last) * item_seq.shape[1] // MOST_PAIRS)
+        rows = torch.arange(0, len(last), stride, device=last.device)
         offsets = self.repeat_bias(item_seq, last[rows])
         return offsets._replace(rows=rows[offsets.rows])
 
