@@ -20,7 +20,7 @@ from recbole_hydra.model.losses import (
 
 #: Pairs of a target and an item of its history in a step, from which the repeat bias is learned:
 #: its few numbers need no more.
-MOST_PAIRS = 2**17
+MOST_PAIRS = 2**14
 
 
 class StateSpaceRecommender(SequentialRecommender, ABC):
@@ -172,7 +172,8 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         there are too many; None without one."""
         if self.repeat_bias is None:
             return None
-        stride = -(-len(last) * item_seq.shape[1] // MOST_PAIRS)
+        pairs = int((last % item_seq.shape[1] + 1).sum())
+        stride = -(-pairs // MOST_PAIRS)
         rows = torch.arange(0, len(last), stride, device=last.device)
         offsets = self.repeat_bias(item_seq, last[rows])
         return offsets._replace(rows=rows[offsets.rows])
