@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import report
 import torch
+from runs import begun_by_another
 
 from recbole_hydra.compare.ranks import metric
 from recbole_hydra.machine import machine
@@ -124,11 +125,8 @@ def measure_all(options, folder) -> None:
     for seed in map(int, options.seeds.split(",")):
         for name, settings in variants.items():
             own = folder / options.dataset / name.replace(" ", "-") / str(seed)
-            try:
-                own.mkdir(parents=True)
-            except FileExistsError:
-                if (own / "result.json").exists() or not options.resume:
-                    continue
+            if (own / "result.json").exists() or begun_by_another(own, options.resume):
+                continue
             result = measure(options.dataset, options.data_path, settings, seed, own)
             write_json(own / "result.json", {"name": name, "seed": seed, **result})
             print(name, seed, {k: round(result[k], 4) for k in COLUMNS}, flush=True)
@@ -178,7 +176,7 @@ def main():
     runs = {BASE: runs.pop(BASE), **dict(sorted(runs.items()))}
     machines = sorted({figures["machine"] for seeds in runs.values() for figures in seeds.values()})
     protocol = {**COMMON, **DATASETS.get(options.dataset, {})}
-    said = ", ".join(f"{key} {value}" for key, value in protocol.items() if key in SAID)
+    said = report.settings({key: value for key, value in protocol.items() if key in SAID})
     report.write(
         f"{NAME}/{options.dataset}",
         f"Hydra's open choices on {options.dataset}",

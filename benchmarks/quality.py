@@ -4,11 +4,12 @@
     python benchmarks/quality.py carry_over --data_path=FOLDER --dataset=ml-1m-prefix
     python benchmarks/quality.py compare --data_path=FOLDER --dataset=amazon-beauty
 
-``search`` sweeps each model with ``recbole-hydra tune``, in its ``properties/tune`` space;
-``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
-days; ``compare`` trains every model with what was chosen, and three seeds. Each continues what a
-kill left in ``--folder``. Chosen settings go to ``results/quality/<dataset>/<model>.yaml``, with
-the trials beside them, and the comparison's report into the same folder.
+``search`` sweeps each model with ``recbole-hydra tune`` in its ``properties/tune`` space, and tries
+its defaults; ``carry_over`` tries the settings that the searched sets chose instead, and the
+defaults, where a sweep would take days; ``compare`` trains every model with what was chosen, and
+three seeds. Each continues what a kill left in ``--folder``. Chosen settings go to
+``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's report
+into the same folder.
 """
 
 import argparse
@@ -35,7 +36,7 @@ BUDGETS = {
     "amazon-office": {"num_samples": 16, "scheduler": "none"},
     "amazon-industrial": {"num_samples": 16, "scheduler": "none"},
 }
-NAME = "quality"
+NAME, DEFAULTS = "quality", "defaults"
 
 
 def settings_of(options) -> dict:
@@ -67,36 +68,55 @@ def search(options, models) -> None:
             model, options.dataset, output_dir=folder, resume=folder.exists(), max_concurrent=2,
             config_dict=settings_of(options), **BUDGETS[options.dataset],
         )  # fmt: skip
-        path = chosen(options.dataset, model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_yaml(path, sweep.best["params"])
-        shutil.copy(sweep.folder / "trials.csv", path.with_name(f"{model}-trials.csv"))
-        print(options.dataset, model, sweep.best["valid_result"], sweep.best["params"], flush=True)
+        choose(
+            options,
+            model,
+            {
+                "search": (sweep.best["best_score"], sweep.best["params"]),
+                DEFAULTS: (valid_score(options, model, DEFAULTS, {}), {}),
+            },
+        )
+        trials = chosen(options.dataset, model).with_name(f"{model}-trials.csv")
+        shutil.copy(sweep.folder / "trials.csv", trials)
 
 
 def carry_over(options, models) -> None:
-    """Try the settings that the searched sets chose, with one seed, and choose on validation."""
+    """Try the settings that the searched sets chose, with one seed."""
     for model in models:
-        scores = {}
+        tried = {DEFAULTS: {}}
         for origin in BUDGETS:
-            settings = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
-            own = options.folder / options.dataset / f"carry-over-{model}" / origin
-            own.mkdir(parents=True, exist_ok=True)
-            score = read_json(own / "score.json")
-            if score is None:
-                given = {**settings_of(options), **settings, "seed": SEEDS[0]}
-                given |= {"checkpoint_dir": str(own), "show_progress": False, "state": "WARNING"}
-                run = train_or_continue(own, model, options.dataset, config_dict=given)
-                score = run.result["best_valid_score"]
-                write_json(own / "score.json", score)
-            scores[origin] = score, settings
-            print(options.dataset, model, origin, score, flush=True)
-        best = max(scores, key=lambda origin: scores[origin][0])
-        path = chosen(options.dataset, model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_yaml(path, scores[best][1])
-        trials = {origin: score for origin, (score, _) in scores.items()}
-        write_json(path.with_name(f"{model}-trials.json"), trials)
+            tried[origin] = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
+        choose(
+            options,
+            model,
+            {origin: (valid_score(options, model, origin, own), own)
+             for origin, own in tried.items()},
+        )  # fmt: skip
+
+
+def valid_score(options, model, name, settings) -> float:
+    """The best validation score of a model with some settings and the first seed."""
+    own = options.folder / options.dataset / f"tried-{model}" / name
+    own.mkdir(parents=True, exist_ok=True)
+    score = read_json(own / "score.json")
+    if score is None:
+        given = {**settings_of(options), **settings, "seed": SEEDS[0], "checkpoint_dir": str(own)}
+        given |= {"show_progress": False, "state": "WARNING"}
+        run = train_or_continue(own, model, options.dataset, config_dict=given)
+        score = run.result["best_valid_score"]
+        write_json(own / "score.json", score)
+    print(options.dataset, model, name, score, flush=True)
+    return score
+
+
+def choose(options, model, tried) -> None:
+    """Write down the best of {where settings are from: (validation score, settings)}."""
+    best = max(tried, key=lambda origin: tried[origin][0])
+    path = chosen(options.dataset, model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(tried[best][1], sort_keys=True), encoding="utf-8")
+    scores = {origin: score for origin, (score, _) in tried.items()}
+    write_json(path.with_name(f"{model}-choice.json"), {"chosen": best, "valid_score": scores})
 
 
 def compare_chosen(options, models) -> None:
@@ -111,10 +131,6 @@ def compare_chosen(options, models) -> None:
     for path in comparison.folder.iterdir():
         if path.is_file():
             shutil.copy(path, target / path.name)
-
-
-def write_yaml(path, settings) -> None:
-    path.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
 
 
 def main():

@@ -24,6 +24,11 @@ def cell(values) -> str:
     return f"{statistics.fmean(values):.4f}{deviation}"
 
 
+def settings(values: dict) -> str:
+    """Settings in words."""
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
 def table(headers, rows) -> str:
     """A markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]
