@@ -24,7 +24,6 @@ from recbole_hydra.quick_start import train_or_continue
 
 #: The protocol of a dataset; the rest is ``properties/model/Hydra.yaml``.
 DATASETS = {
-    "amazon-beauty": {"dropout_prob": 0.5},
     "ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200},
 }
 NAME, BASE = "ablation", "defaults"
@@ -42,6 +41,7 @@ FACTORS = {
     },
     "y_norm": {"each head": {"y_norm": "head_rms"}, "none": {"y_norm": "none"}},
     "history_path": {"none, as published": {"history_path": False}},
+    "mamba_start": {"as Mamba": {"mamba_start": "mamba"}},
     "output_norm": {"none": {"output_norm": False}},
     "ffn": {
         "swiglu, as many parameters": {"ffn_type": "swiglu", "ffn_size": 84},
@@ -66,15 +66,25 @@ FACTORS = {
         "item, mamba, ffn, output": {"dropout_places": ["item", "mamba", "ffn", "output"]},
         "mamba, ffn": {"dropout_places": ["mamba", "ffn"]},
     },
-    "dropout_prob": {"0.3": {"dropout_prob": 0.3}, "0.4": {"dropout_prob": 0.4}},
+    "dropout_prob": {
+        "0.2": {"dropout_prob": 0.2},
+        "0.3": {"dropout_prob": 0.3},
+        "0.5": {"dropout_prob": 0.5},
+    },
+    "item_initialization": {"normal": {"item_initialization": "normal"}},
+    "later_targets": {
+        "none": {"later_targets": []},
+        "0.5": {"later_targets": [0.5]},
+        "0.5, 0.3": {"later_targets": [0.5, 0.3]},
+    },
     "initializer_range": {
-        "items 0.01": {"initializer_range": 0.01},
-        "items 0.05": {"initializer_range": 0.05},
+        "items 0.02": {"initializer_range": 0.02},
+        "items 0.1": {"initializer_range": 0.1},
         "linear 0.02": {"linear_initializer_range": 0.02},
         "linear 0.2": {"linear_initializer_range": 0.2},
     },
     "weight_decay": {"1e-6": {"weight_decay": 1e-6}, "1e-5": {"weight_decay": 1e-5}},
-    "learning_rate": {"0.0005": {"learning_rate": 5e-4}, "0.002": {"learning_rate": 2e-3}},
+    "learning_rate": {"0.001": {"learning_rate": 1e-3}, "0.004": {"learning_rate": 4e-3}},
 }
 
 

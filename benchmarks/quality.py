@@ -4,12 +4,13 @@
     python benchmarks/quality.py carry_over --data_path=FOLDER --dataset=ml-1m-prefix
     python benchmarks/quality.py compare --data_path=FOLDER --dataset=amazon-beauty
 
-``search`` sweeps each model with ``recbole-hydra tune`` in its ``properties/tune`` space, and tries
-its defaults; ``carry_over`` tries the settings that the searched sets chose instead, and the
-defaults, where a sweep would take days; ``compare`` trains every model with what was chosen, and
-three seeds. Each continues what a kill left in ``--folder``. Chosen settings go to
-``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's report
-into the same folder.
+``search`` sweeps each model with ``recbole-hydra tune`` in its ``properties/tune`` space;
+``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
+days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
+targets), and both stages also try a model's defaults, with that training and without. ``compare``
+trains every model with what was chosen, and three seeds. Each stage continues what a kill left in
+``--folder``. Chosen settings go to ``results/quality/<dataset>/<model>.yaml``, with the trials
+beside them, and the comparison's report into the same folder.
 """
 
 import argparse
@@ -28,6 +29,9 @@ MODELS = ("Hydra", "Mamba4Rec", "SASRec", "GRU4Rec")
 SEEDS = (2020, 2021, 2022)
 #: What all models of a set have in common.
 COMMON = {"epochs": 100, "stopping_step": 10, "topk": [10, 20]}
+#: How all are trained, and how RecBole trains.
+TRAINING = {"item_initialization": "cooccurrence", "later_targets": [0.3]}
+PLAIN = {"item_initialization": "normal", "later_targets": []}
 SETTINGS = {"ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200}}
 #: The budget of a sweep: random configurations, and when ASHA may stop one. The small sets, on
 #: which a model may take twenty epochs before it learns at all, go without it.
@@ -36,7 +40,8 @@ BUDGETS = {
     "amazon-office": {"num_samples": 16, "scheduler": "none"},
     "amazon-industrial": {"num_samples": 16, "scheduler": "none"},
 }
-NAME, DEFAULTS = "quality", "defaults"
+NAME = "quality"
+DEFAULTS = {"defaults": TRAINING, "defaults, plain training": PLAIN}
 
 
 def settings_of(options) -> dict:
@@ -66,16 +71,11 @@ def search(options, models) -> None:
         folder = options.folder / options.dataset / f"search-{model}"
         sweep = tune(
             model, options.dataset, output_dir=folder, resume=folder.exists(), max_concurrent=2,
-            config_dict=settings_of(options), **BUDGETS[options.dataset],
+            config_dict={**settings_of(options), **TRAINING}, **BUDGETS[options.dataset],
         )  # fmt: skip
-        choose(
-            options,
-            model,
-            {
-                "search": (sweep.best["best_score"], sweep.best["params"]),
-                DEFAULTS: (valid_score(options, model, DEFAULTS, {}), {}),
-            },
-        )
+        tried = {name: (valid_score(options, model, name, s), s) for name, s in DEFAULTS.items()}
+        tried["search"] = sweep.best["best_score"], {**TRAINING, **sweep.best["params"]}
+        choose(options, model, tried)
         trials = chosen(options.dataset, model).with_name(f"{model}-trials.csv")
         shutil.copy(sweep.folder / "trials.csv", trials)
 
@@ -83,20 +83,16 @@ def search(options, models) -> None:
 def carry_over(options, models) -> None:
     """Try the settings that the searched sets chose, with one seed."""
     for model in models:
-        tried = {DEFAULTS: {}}
+        given = dict(DEFAULTS)
         for origin in BUDGETS:
-            tried[origin] = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
-        choose(
-            options,
-            model,
-            {origin: (valid_score(options, model, origin, own), own)
-             for origin, own in tried.items()},
-        )  # fmt: skip
+            given[origin] = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
+        tried = {name: (valid_score(options, model, name, s), s) for name, s in given.items()}
+        choose(options, model, tried)
 
 
 def valid_score(options, model, name, settings) -> float:
     """The best validation score of a model with some settings and the first seed."""
-    own = options.folder / options.dataset / f"tried-{model}" / name
+    own = options.folder / options.dataset / f"tried-{model}" / name.replace(" ", "-")
     own.mkdir(parents=True, exist_ok=True)
     score = read_json(own / "score.json")
     if score is None:

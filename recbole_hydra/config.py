@@ -72,6 +72,7 @@ _NOT_OF_ORIGIN = {
     "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
     "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
     "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
+    "learning_rate", "later_targets", "item_initialization",
 }  # fmt: skip
 
 #: What turns BPR's negative sampling on where nobody asked for another.
@@ -413,8 +414,10 @@ class Config(RecBoleConfig):
 
     def _set_default_parameters(self):
         self._choose_training_mode()
+        self._check_item_initialization()
         self._choose_loss_of_text()
         self._fit_negative_sampling()
+        self._fit_later_targets()
         self._check_metrics()
         if self.final_config_dict["domains"]:
             self._check_domains()
@@ -547,6 +550,39 @@ class Config(RecBoleConfig):
                 f"window_overlap must be an integer in 0 .. MAX_ITEM_LIST_LENGTH ({size}), or ~ "
                 f"for half of it, got {overlap!r}"
             )
+
+    def _check_item_initialization(self):
+        ways = ("normal", "cooccurrence")
+        way = one_of("item_initialization", self.final_config_dict["item_initialization"], ways)
+        if way == "cooccurrence" and not is_causal(self.model_class):
+            if self.external_config_dict.get("item_initialization") is None:
+                # The default of the model of ours that this one is derived from.
+                self.final_config_dict["item_initialization"] = "normal"
+                return
+            raise ConfigError(
+                "item_initialization: cooccurrence is for Hydra, Mamba4Rec, SASRec and GRU4Rec, "
+                f"whose item embeddings are known, not for {self.model}; use normal"
+            )
+
+    def _fit_later_targets(self):
+        """Check ``later_targets``; a default that the run cannot use is dropped."""
+        final = self.final_config_dict
+        weights = final["later_targets"] or []
+        if not isinstance(weights, list):
+            weights = [weights]
+        for weight in weights:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+                raise ConfigError(f"later_targets must be positive numbers, got {weight!r}")
+        fits = final["training_mode"] == "autoregressive" and final.get("loss_type", "CE") == "CE"
+        if weights and not fits:
+            if self.external_config_dict.get("later_targets"):
+                raise ConfigError(
+                    "later_targets are for training_mode autoregressive and loss_type CE, not for "
+                    f"{final['training_mode']} and {final.get('loss_type')}; remove them"
+                )
+            self.notes.append("later_targets are not used: they are for autoregressive, CE")
+            weights = []
+        final["later_targets"] = weights
 
     def _fit_negative_sampling(self):
         """Make ``train_neg_sample_args`` fit ``loss_type``, for models that train on either."""

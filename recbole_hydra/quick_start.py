@@ -14,6 +14,7 @@ from recbole_hydra.adapt import freeze_other_parts, load_parts
 from recbole_hydra.checks import boolean
 from recbole_hydra.config import Config
 from recbole_hydra.data import PreparedData, Vocabulary, make_loaders, prepare_data
+from recbole_hydra.data.cooccurrence import initialize_items
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
 from recbole_hydra.trainer import LAST, get_trainer
 
@@ -132,6 +133,8 @@ def train(
         freeze_other_parts(recommender, config)
         if state is None:
             load_parts(recommender, config, data.vocabulary)
+    elif state is None and config["item_initialization"] == "cooccurrence":
+        _initialize_items(recommender, loaders[0]._dataset)
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _has_llm(recommender):  # counting would send the whole catalogue through it
@@ -320,6 +323,15 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
     checkpoint.restore_model(recommender, state, path)
     return config, recommender, data.dataset, *loaders
+
+
+def _initialize_items(model, train_split):
+    """Start the item embeddings from the training histories, unless items are their texts: there
+    are none then, or they start at zero, beside the texts."""
+    embedding = getattr(model, "item_embedding", None)
+    if embedding is not None and embedding.weight.any():
+        known = initialize_items(embedding, train_split)
+        logger.info("item_initialization: %d of %d items have pairs", known, model.n_items - 1)
 
 
 def _has_llm(model) -> bool:

@@ -146,7 +146,9 @@ class ResumableTrainer:
         self._epoch, self._batch = epoch_idx, 0
         start = time.perf_counter()
         if isinstance(train_data, WindowLoader) and loss_func is None:
-            loss_func = WindowLoss(self.model, self.config["carry_state"])
+            loss_func = WindowLoss(
+                self.model, self.config["carry_state"], self.config["later_targets"]
+            )
         loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         seconds = time.perf_counter() - start
         if not checkpoint.is_finite(self.model):

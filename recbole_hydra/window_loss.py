@@ -1,9 +1,10 @@
 """The loss of causal models on windows of histories, instead of ``calculate_loss`` on prefixes."""
 
 import torch
+import torch.nn.functional as F
 
 from recbole_hydra.data.windows import CONTINUES, EARLIER, HANDS_ON
-from recbole_hydra.model.causal import loss_step, states_at, target_loss
+from recbole_hydra.model.causal import later_target_loss, loss_step, states_at, target_loss
 
 
 class WindowLoss:
@@ -13,10 +14,12 @@ class WindowLoss:
         model: a model of the registry.
         carry_state: let a window continue where the window before it of the same user ended;
             gradients stop there (truncated backpropagation through time).
+        later_weights: of the items two steps ahead, three, ..., as targets beside the next item;
+            those of the same window are.
     """
 
-    def __init__(self, model, carry_state=False):
-        self.model, self.carry_state = model, carry_state
+    def __init__(self, model, carry_state=False, later_weights=()):
+        self.model, self.carry_state, self.later_weights = model, carry_state, later_weights
         self.carried = {}  # what the last window of a user left, by user id
 
     def __call__(self, batch):
@@ -26,9 +29,9 @@ class WindowLoss:
             batch: an ``Interaction`` of :class:`recbole_hydra.data.windows.WindowLoader`.
         """
         model = self.model
-        item_seq, targets = batch[model.ITEM_SEQ], batch[model.POS_ITEM_ID].flatten()
-        counted = targets.nonzero().squeeze(1)
-        targets, negatives = targets.index_select(0, counted), None
+        item_seq, next_items = batch[model.ITEM_SEQ], batch[model.POS_ITEM_ID]
+        counted = next_items.flatten().nonzero().squeeze(1)
+        targets, negatives = next_items.flatten().index_select(0, counted), None
         if model.loss_type == "BPR":
             negatives = batch[model.NEG_ITEM_ID].flatten(0, 1).index_select(0, counted)
         with loss_step(model, item_seq, targets, negatives):
@@ -37,7 +40,19 @@ class WindowLoss:
             else:
                 states = states_at(model, item_seq, counted)
             history = self._history(batch, counted)
-            return target_loss(model, states, targets, history, negatives)
+            loss = target_loss(model, states, targets, history, negatives)
+            if self.later_weights:
+                later = self._later(next_items).index_select(0, counted)
+                weights = states.new_tensor(self.later_weights)
+                loss = loss + later_target_loss(model, states, targets, later, weights)
+            return loss
+
+    def _later(self, next_items):
+        """The items two steps after each position of a window, three, ..., (positions, steps)."""
+        steps = range(1, 1 + len(self.later_weights))
+        length = next_items.shape[1]
+        ahead = [F.pad(next_items[:, step:], (0, min(step, length))) for step in steps]
+        return torch.stack(ahead, dim=2).flatten(0, 1)
 
     def _history(self, batch, counted):
         """The items up to each counted position, those of earlier windows included; see

@@ -8,7 +8,9 @@ from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import Dropout, Mamba, MultiHeadMamba, RotaryPositions
 
 
-def mamba_written_out(x, in_proj, conv_w, conv_b, x_proj, dt_w, dt_b, A_log, D, out_proj):
+def mamba_written_out(
+    x, in_proj, conv_w, conv_b, x_proj, dt_w, dt_b, A_log, D, out_proj, B_bias=0.0, C_bias=0.0
+):
     """The Mamba block of the paper, one sequence position after the other."""
     batch, length, _ = x.shape
     d_inner, width = conv_w.shape
@@ -22,6 +24,7 @@ def mamba_written_out(x, in_proj, conv_w, conv_b, x_proj, dt_w, dt_b, A_log, D, 
         s = F.silu(sum(w * conv_w[:, k] for k, w in enumerate(window)) + conv_b)
         projected = s @ x_proj.T
         dt, B, C = projected.split([rank, d_state, d_state], dim=-1)
+        B, C = B + B_bias, C + C_bias
         delta = F.softplus(dt @ dt_w.T + dt_b)
         h = torch.exp(delta[..., None] * -torch.exp(A_log)) * h
         h = h + delta[..., None] * B[:, None] * s[..., None]
@@ -41,10 +44,15 @@ def test_mamba_is_the_papers_block():
     torch.testing.assert_close(block(x), want)
 
 
+@pytest.mark.parametrize("start", ["mamba", "memory"])
 @pytest.mark.parametrize("heads, expand", [(1, 2), (4, 1), (5, 2)])
-def test_each_head_is_a_mamba(heads, expand):
+def test_each_head_is_a_mamba(heads, expand, start):
     torch.manual_seed(0)
-    layer = MultiHeadMamba(heads, 6, d_state=4, d_conv=3, expand=expand).double()
+    layer = MultiHeadMamba(heads, 6, d_state=4, d_conv=3, expand=expand, start=start).double()
+    biases = [()] * heads
+    if start == "memory":
+        torch.nn.init.normal_(layer.BC_bias)
+        biases = [bias.chunk(2) for bias in layer.BC_bias]
     X = torch.randn(2, 9, heads, 6, dtype=torch.float64)
     Y = layer(X)
     assert Y.shape == X.shape
@@ -53,7 +61,7 @@ def test_each_head_is_a_mamba(heads, expand):
         want = mamba_written_out(
             X[:, :, i], layer.in_proj[i], layer.conv_weight[rows], layer.conv_bias[rows],
             layer.x_proj[i], layer.dt_proj[i], layer.dt_bias[rows], layer.A_log[rows],
-            layer.D[rows], layer.out_proj[i],
+            layer.D[rows], layer.out_proj[i], *biases[i],
         )  # fmt: skip
         torch.testing.assert_close(Y[:, :, i], want)
 
@@ -70,6 +78,22 @@ def test_step_sizes_start_between_their_bounds():
         dt = F.softplus(bias.detach())
         assert 0.99e-3 <= float(dt.min()) and float(dt.max()) <= 0.101
         assert float(dt.max()) / float(dt.min()) > 5
+
+
+def test_with_a_memory_early_inputs_reach_the_output():
+    def reach(start):
+        torch.manual_seed(0)
+        layer = MultiHeadMamba(4, 16, start=start)
+        X = torch.randn(1, 12, 4, 16, requires_grad=True)
+        layer(X)[0, -1].square().sum().backward()
+        strength = X.grad[0].flatten(1).norm(dim=1)
+        return float(strength[0] / strength[-1])  # of the first input, to that of the last
+
+    assert reach("memory") > 5 * reach("mamba")
+    dt = F.softplus(MultiHeadMamba(4, 16, start="memory").dt_bias.detach())
+    assert 0.99e-2 <= float(dt.min()) and float(dt.max()) <= 1.01
+    with pytest.raises(ConfigError, match="mamba_start must be one of memory, mamba, got 'old'"):
+        MultiHeadMamba(4, 16, start="old")
 
 
 def test_float32_runs_on_numba_and_agrees_with_float64():

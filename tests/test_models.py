@@ -144,7 +144,9 @@ def hydra_written_out(model, item_seq, heads, head_dim, rope_base=10_000.0):
             1,
         )
         signal = F.silu(conv + m.conv_bias[rows])
-        dt, B, C = (signal @ m.x_proj[i].T).split(m.sizes, -1)
+        d_state = m.A_log.shape[1]
+        dt, B, C = (signal @ m.x_proj[i].T).split([m.sizes[0], d_state, d_state], -1)
+        B, C = B + m.BC_bias[i, :d_state], C + m.BC_bias[i, d_state:]
         delta = F.softplus(dt @ m.dt_proj[i].T + m.dt_bias[rows])
         y = selective_scan(
             signal, delta, -torch.exp(m.A_log[rows]), B[:, :, None], C[:, :, None], m.D[rows],
@@ -186,6 +188,7 @@ def test_hydra_is_its_equations(heads, expand):
         {"y_norm": "head_rms"},
         {"y_norm": "none"},
         {"history_path": False},
+        {"mamba_start": "mamba"},
         {"rope_base": None},
         {"tie_embeddings": False},
         {"expand": 2},

@@ -116,10 +116,14 @@ class Mamba(nn.Module):
         return out if state is None else (out, (conv_state, scan_state))
 
 
+#: What a head of :class:`MultiHeadMamba` does before it is trained.
+STARTS = ("memory", "mamba")
+
+
 class MultiHeadMamba(nn.Module):
     """One small Mamba per head, all heads at once (multi-head latent Mamba, arXiv 2504.07398).
 
-    Head i is exactly a :class:`Mamba` of width ``head_dim`` with parameters of its own. The heads'
+    Head i is a :class:`Mamba` of width ``head_dim`` with parameters of its own. The heads'
     projections are batched matrix products; their channels lie side by side and go through one
     convolution and one scan, in which they are the groups.
 
@@ -127,20 +131,28 @@ class MultiHeadMamba(nn.Module):
         num_heads: v, the number of heads.
         head_dim: width of one head.
         d_state, d_conv, expand, scan_backend: as in :class:`Mamba`, per head.
+        start: "mamba", as Mamba starts: D = 1, step sizes in [0.001, 0.1], and B and C near zero,
+            so that next to nothing but the last input comes out. "memory": B and C have learned
+            biases, ones at first (Mamba-3, Lahoti et al. 2026, arXiv 2603.15569), D = 0, and step
+            sizes are in [0.01, 1], so that decaying sums of the inputs come out.
 
     Raises:
         ConfigError: a size that is not a positive integer, or an unknown backend.
     """
 
-    def __init__(self, num_heads, head_dim, d_state=16, d_conv=4, expand=1, scan_backend="auto"):
+    def __init__(
+        self, num_heads, head_dim, d_state=16, d_conv=4, expand=1, scan_backend="auto",
+        start="mamba",
+    ):  # fmt: skip
         super().__init__()
+        memory = one_of("mamba_start", start, STARTS) == "memory"
         v = positive_int("num_heads", num_heads)
         positive_int("head_dim", head_dim)
         positive_int("d_state", d_state)
         positive_int("d_conv", d_conv)
         d_inner = positive_int("expand", expand) * head_dim  # of one head
         dt_rank = math.ceil(head_dim / 16)
-        self.sizes = [dt_rank, d_state, d_state]  # of what x_proj computes per head: dt, B, C
+        self.sizes = [dt_rank, 2 * d_state]  # of what x_proj computes per head: dt, B and C
         self.scan_backend = one_of("scan_backend", scan_backend, ("auto", *BACKENDS))
 
         def uniform(*shape, fan_in):  # nn.Linear's and nn.Conv1d's initialisation
@@ -152,9 +164,12 @@ class MultiHeadMamba(nn.Module):
         self.conv_bias = uniform(v * d_inner, fan_in=d_conv)
         self.x_proj = uniform(v, sum(self.sizes), d_inner, fan_in=d_inner)
         self.dt_proj = uniform(v, d_inner, dt_rank, fan_in=dt_rank)
-        self.dt_bias = nn.Parameter(_initial_dt_bias(v * d_inner))
+        self.dt_bias = nn.Parameter(
+            _initial_dt_bias(v * d_inner, 0.01, 1.0) if memory else _initial_dt_bias(v * d_inner)
+        )
+        self.BC_bias = nn.Parameter(torch.ones(v, 2 * d_state)) if memory else None
         self.A_log = nn.Parameter(_initial_A_log(v * d_inner, d_state))
-        self.D = nn.Parameter(torch.ones(v * d_inner))
+        self.D = nn.Parameter(torch.full((v * d_inner,), 0.0 if memory else 1.0))
         self.out_proj = uniform(v, head_dim, d_inner, fan_in=d_inner)
 
     def initial_state(self, batch):
@@ -173,7 +188,8 @@ class MultiHeadMamba(nn.Module):
         x, z = _per_head(X, to_x), _per_head(kept(X, keep), to_z)  # (..., heads, d_inner)
         x, conv_state = _convolve(x.flatten(2), self.conv_weight, self.conv_bias, conv_state)
         heads = z.shape[-2:]
-        dt, B, C = _per_head(x.unflatten(2, heads), self.x_proj).split(self.sizes, dim=-1)
+        dt, BC = _per_head(x.unflatten(2, heads), self.x_proj).split(self.sizes, dim=-1)
+        B, C = (BC if self.BC_bias is None else BC + self.BC_bias).chunk(2, dim=-1)
         delta = F.softplus(_per_head(dt, self.dt_proj).flatten(2) + self.dt_bias)
         A = -torch.exp(self.A_log)
         y, scan_state = _scan(x, delta, A, B, C, self.D, scan_state, self.scan_backend)

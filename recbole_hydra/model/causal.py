@@ -4,6 +4,7 @@ from contextlib import contextmanager, nullcontext
 
 from recbole.model.sequential_recommender import GRU4Rec, SASRec
 
+from recbole_hydra.model.losses import later_targets
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
 from recbole_hydra.ops import linear_cross_entropy
 
@@ -64,6 +65,18 @@ def target_loss(model, states, targets, history, negatives=None):
     positive = (states * table[targets]).sum(-1, keepdim=True)
     negative = (states.unsqueeze(1) * table[negatives]).sum(-1)
     return model.loss_fct(positive.expand_as(negative), negative)
+
+
+def later_target_loss(model, states, targets, later, weights):
+    """What later targets add to the :func:`target_loss` of a causal model trained with CE.
+
+    Args:
+        states: (targets, width). targets: item ids, (targets,).
+        later, weights: see :func:`recbole_hydra.model.losses.later_targets`.
+    """
+    if isinstance(model, StateSpaceRecommender):
+        return model.later_target_loss(states, targets, later, weights)
+    return later_targets(states, model.item_embedding.weight, targets, later, weights)
 
 
 @contextmanager

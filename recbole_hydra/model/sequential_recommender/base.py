@@ -15,6 +15,7 @@ from recbole_hydra.model.losses import (
     bpr,
     cross_entropy,
     gbce,
+    later_targets,
     sampled_cross_entropy,
 )
 
@@ -166,6 +167,22 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 own = None if offsets is None else offsets.among(rows, self._position(group))
                 total = total + len(rows) * self._loss_among(group, *mine, own, *sample)
         return total / len(targets)
+
+    def later_target_loss(self, states, targets, later, weights):
+        """What later targets add to a :meth:`target_loss` by CE; where there are groups, those of
+        the target's group.
+
+        Args:
+            states: (targets, width). targets: item ids, (targets,).
+            later, weights: see :func:`recbole_hydra.model.losses.later_targets`.
+        """
+        if self.target_groups is not None:
+            of_one_group = torch.zeros_like(later, dtype=torch.bool)
+            for group in self.target_groups:
+                own = group.position >= 0
+                of_one_group |= own[targets][:, None] & own[later]
+            later = later * of_one_group
+        return later_targets(states, self.item_table, targets, later, weights)
 
     def _offsets(self, item_seq, last):
         """What the repeat bias adds to the scores of targets, of every second, third, ... where

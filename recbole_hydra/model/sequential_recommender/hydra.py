@@ -19,7 +19,8 @@ a config key each: the norms on Y (``y_norm``) and before prediction (``output_n
 width of the FFN (``ffn_type``, ``ffn_size``), Mamba's expansion inside a head (``expand``), whether
 prediction shares the item embeddings (``tie_embeddings``), the base of RoPE (``rope_base``), where
 dropout is (``dropout_places``), how weights begin (``initializer_range`` for items,
-``linear_initializer_range``). benchmarks/ablation.py measures them, one at a time.
+``linear_initializer_range``, ``mamba_start`` inside the heads). benchmarks/ablation.py measures
+them, one at a time.
 
 Ours is W_Y (``history_path``): the history also goes on by itself, so that what it says of the next
 item need not be learned anew for every last item. Ours is the repeat bias (``repeat_bias``):
@@ -107,8 +108,11 @@ class Hydra(StateSpaceRecommender):
                     self.setting("num_heads"),
                     self.setting("head_dim"),
                     mamba={
-                        key: self.setting(key)
-                        for key in ("d_state", "d_conv", "expand", "scan_backend")
+                        **{
+                            key: self.setting(key)
+                            for key in ("d_state", "d_conv", "expand", "scan_backend")
+                        },
+                        "start": self.setting("mamba_start"),
                     },
                     rope_base=self.setting("rope_base"),
                     y_norm=self.setting("y_norm"),
