@@ -71,20 +71,22 @@ FACTORS = {
         "0.3": {"dropout_prob": 0.3},
         "0.5": {"dropout_prob": 0.5},
     },
-    "item_initialization": {"normal": {"item_initialization": "normal"}},
+    "item_initialization": {
+        "normal": {"item_initialization": "normal"},
+        "std 0.02": {"cooccurrence_std": 0.02},
+        "std 0.05": {"cooccurrence_std": 0.05},
+    },
     "later_targets": {
         "none": {"later_targets": []},
         "0.5": {"later_targets": [0.5]},
         "0.5, 0.3": {"later_targets": [0.5, 0.3]},
     },
     "initializer_range": {
-        "items 0.02": {"initializer_range": 0.02},
-        "items 0.1": {"initializer_range": 0.1},
         "linear 0.02": {"linear_initializer_range": 0.02},
         "linear 0.2": {"linear_initializer_range": 0.2},
     },
     "weight_decay": {"1e-6": {"weight_decay": 1e-6}, "1e-5": {"weight_decay": 1e-5}},
-    "learning_rate": {"0.001": {"learning_rate": 1e-3}, "0.004": {"learning_rate": 4e-3}},
+    "learning_rate": {"0.001": {"learning_rate": 1e-3}, "0.002": {"learning_rate": 2e-3}},
 }
 
 

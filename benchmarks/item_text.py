@@ -36,7 +36,6 @@ RUNS = report.RESULTS / NAME / "runs.json"
 #: Hydra as it was when this was measured.
 HYDRA = {
     "num_layers": 2, "repeat_bias": "none", "history_path": False, "mamba_start": "mamba",
-    "initializer_range": 0.02,
     "linear_initializer_range": 0.02, "dropout_prob": 0.2, "learning_rate": 0.001,
     "item_initialization": "normal", "later_targets": [],
 }  # fmt: skip

@@ -15,7 +15,7 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, InputType
 
 from recbole_hydra import checkpoint
-from recbole_hydra.checks import boolean, did_you_mean, one_of
+from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_number
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
@@ -72,7 +72,7 @@ _NOT_OF_ORIGIN = {
     "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
     "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
     "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
-    "learning_rate", "later_targets", "item_initialization",
+    "learning_rate", "later_targets", "item_initialization", "cooccurrence_std",
 }  # fmt: skip
 
 #: What turns BPR's negative sampling on where nobody asked for another.
@@ -554,6 +554,8 @@ class Config(RecBoleConfig):
     def _check_item_initialization(self):
         ways = ("normal", "cooccurrence")
         way = one_of("item_initialization", self.final_config_dict["item_initialization"], ways)
+        if self.final_config_dict["cooccurrence_std"] is not None:
+            positive_number("cooccurrence_std", self.final_config_dict["cooccurrence_std"])
         if way == "cooccurrence" and not is_causal(self.model_class):
             if self.external_config_dict.get("item_initialization") is None:
                 # The default of the model of ours that this one is derived from.

@@ -109,6 +109,9 @@ def test_rows_keep_their_spread_and_items_without_pairs_their_rows():
     rows = Rows([[1], [1, 2], [4], [4, 5]], [2, 3, 5, 6], item_num=9)
     assert initialize_items(embedding, rows) == 6
     after = embedding.weight.detach()
+    again = torch.nn.Embedding(9, 16)
+    initialize_items(again, rows, spread=0.5)
+    assert float(again.weight[1:7].square().mean()) == pytest.approx(0.25)
     kept = [0, 7, 8]
     assert torch.equal(after[kept], before[kept])
     torch.testing.assert_close(after[1:7].norm(), before[1:7].norm())
@@ -166,6 +169,8 @@ def test_bad_input_is_one_line():
 
     with pytest.raises(ConfigError, match="item_initialization must be one of normal, cooccurr"):
         config("Hydra", item_initialization="svd")
+    with pytest.raises(ConfigError, match="cooccurrence_std must be a positive number, got 0"):
+        config("Hydra", cooccurrence_std=0)
     with pytest.raises(ConfigError, match="not for BERT4Rec; use normal"):
         config("BERT4Rec", item_initialization="cooccurrence")
     assert config("BERT4Rec")["item_initialization"] == "normal"

@@ -91,11 +91,14 @@ def item_vectors(counts, width: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def initialize_items(embedding, dataset) -> int:
+def initialize_items(embedding, dataset, spread=None) -> int:
     """Start ``embedding``, in place, from :func:`item_vectors` of the train split ``dataset``.
 
-    The vectors are turned at random, by torch's generator, so that no dimension is special, and
-    scaled to the spread that the rows had. Items without a pair keep their rows.
+    The vectors are turned at random, by torch's generator, so that no dimension is special. Items
+    without a pair keep their rows.
+
+    Args:
+        spread: root mean square of what is written; that of what was there if None.
 
     Returns:
         How many items have a new row.
@@ -108,6 +111,7 @@ def initialize_items(embedding, dataset) -> int:
     vectors = torch.from_numpy(item_vectors(counts, weight.shape[1])).to(weight)[known]
     rotation = torch.linalg.qr(torch.randn(weight.shape[1], weight.shape[1]))[0].to(weight)
     vectors = vectors @ rotation[: vectors.shape[1]]
-    spread = weight[known].square().mean().sqrt() / vectors.square().mean().sqrt()
-    weight[known] = vectors * spread
+    if spread is None:
+        spread = weight[known].square().mean().sqrt()
+    weight[known] = vectors * (spread / vectors.square().mean().sqrt())
     return len(known)
