@@ -17,6 +17,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import report
 import yaml
 
@@ -77,7 +78,7 @@ def search(options, models) -> None:
         tried["search"] = sweep.best["best_score"], {**TRAINING, **sweep.best["params"]}
         choose(options, model, tried)
         trials = chosen(options.dataset, model).with_name(f"{model}-trials.csv")
-        shutil.copy(sweep.folder / "trials.csv", trials)
+        pd.read_csv(sweep.folder / "trials.csv").drop(columns="node").to_csv(trials, index=False)
 
 
 def carry_over(options, models) -> None:
