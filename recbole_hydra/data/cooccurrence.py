@@ -73,7 +73,7 @@ def item_vectors(counts, width: int) -> np.ndarray:
     from scipy.sparse.linalg import svds
 
     pairs = counts.tocoo()
-    row, column = pairs.coords
+    row, column = pairs.row, pairs.col
     item = np.asarray(counts.sum(axis=1))
     other = item**SMOOTHING
     # log(p(i, j) / (p(i) p(j)))
