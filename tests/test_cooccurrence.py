@@ -127,6 +127,8 @@ def test_without_pairs_nothing_changes():
     rows = Rows([[1]], [2], item_num=5)
     rows.inter_feat["length"][:] = 0
     assert initialize_items(embedding, rows) == 0
+    # And where nothing is near anything but itself, which is no more than chance.
+    assert initialize_items(embedding, Rows([[1]], [1], item_num=5)) == 0
     assert torch.equal(embedding.weight, before)
 
 

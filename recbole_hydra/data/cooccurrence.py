@@ -109,6 +109,8 @@ def initialize_items(embedding, dataset, spread=None) -> int:
         return 0
     weight = embedding.weight
     vectors = torch.from_numpy(item_vectors(counts, weight.shape[1])).to(weight)[known]
+    if not vectors.any():  # no pair is more frequent than chance has it
+        return 0
     rotation = torch.linalg.qr(torch.randn(weight.shape[1], weight.shape[1]))[0].to(weight)
     vectors = vectors @ rotation[: vectors.shape[1]]
     if spread is None:
