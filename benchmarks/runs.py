@@ -2,7 +2,7 @@
 
 A run is in a process of its own, as in a comparison, so that its memory is its own. Its figures go
 into one file per run under the results, ``<variant>/seed-<seed>.json``: partial results can be
-committed, and what is there is not run again.
+committed, and what is there is not run again. A run that failed leaves its log alone.
 """
 
 import shutil
@@ -16,9 +16,9 @@ from recbole_hydra.compare.runner import run_task
 from recbole_hydra.compare.worker import RANKS
 from recbole_hydra.output_folder import read_json, write_json
 
-#: What is kept of a run's result as it is; all else is of ``metrics`` and ``rankings``.
+#: What is kept of a run's result as it is, beside the test metrics of both rankings.
 KEPT = (
-    "status", "error", "training_mode", "valid_result", "parameters", "epochs", "best_epoch",
+    "training_mode", "valid_result", "parameters", "epochs", "best_epoch",
     "seconds_per_epoch", "seconds_to_best", "peak_memory", "machine", "version",
 )  # fmt: skip
 
@@ -43,7 +43,7 @@ def run_all(name, variants, seeds, data_path, folder, resume=False) -> None:
     """
     for seed in seeds:
         for variant, (model, dataset, settings) in variants.items():
-            path = result_file(name, variant, seed)
+            path = results_of(name, variant) / f"seed-{seed}.json"
             own = folder / path.parent.name / path.stem
             if path.exists() or begun_by_another(own, resume):
                 continue
@@ -53,28 +53,31 @@ def run_all(name, variants, seeds, data_path, folder, resume=False) -> None:
                 "checkpoint_dir": "checkpoints",
             }  # fmt: skip
             result = run_task(Task(dataset, model, seed, [], given, [], str(own)), _say)
-            kept = {key: result[key] for key in KEPT if key in result}
-            if result["status"] == "ok":
-                ranks = pd.read_parquet(own / RANKS)
-                kept["test_result"] = {
-                    metric + suffix: mean_metric(metric, ranks, ranking)
-                    for ranking, suffix in RANKINGS.items()
-                    for metric in result["metrics"]
-                }
+            if result["status"] != "ok":
+                print(f"  failed: {result['error']}", flush=True)
+                continue
+            kept = {key: result[key] for key in KEPT}
+            ranks = pd.read_parquet(own / RANKS)
+            kept["test_result"] = {
+                metric + suffix: mean_metric(metric, ranks, ranking)
+                for ranking, suffix in RANKINGS.items()
+                for metric in result["metrics"]
+            }
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"model": model, "dataset": dataset, "settings": settings, **kept})
             shutil.rmtree(own / "checkpoints", ignore_errors=True)
 
 
-def result_file(name, variant, seed):
-    return report.RESULTS / name / variant.replace(" ", "-") / f"seed-{seed}.json"
+def results_of(name, variant):
+    """The folder of a variant's results."""
+    return report.RESULTS / name / variant.replace(" ", "-")
 
 
 def read_runs(name, variants) -> dict:
     """``{variant: [figures]}`` of those that are there."""
     found = {}
     for variant in variants:
-        files = sorted(result_file(name, variant, 0).parent.glob("seed-*.json"))
+        files = sorted(results_of(name, variant).glob("seed-*.json"))
         runs = [read_json(file) for file in files]
         if runs:
             found[variant] = runs

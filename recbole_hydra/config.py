@@ -414,7 +414,7 @@ class Config(RecBoleConfig):
 
     def _set_default_parameters(self):
         self._choose_training_mode()
-        self._check_item_initialization()
+        self._fit_item_initialization()
         self._choose_loss_of_text()
         self._fit_negative_sampling()
         self._fit_later_targets()
@@ -551,20 +551,27 @@ class Config(RecBoleConfig):
                 f"for half of it, got {overlap!r}"
             )
 
-    def _check_item_initialization(self):
-        ways = ("normal", "cooccurrence")
-        way = one_of("item_initialization", self.final_config_dict["item_initialization"], ways)
-        if self.final_config_dict["cooccurrence_std"] is not None:
-            positive_number("cooccurrence_std", self.final_config_dict["cooccurrence_std"])
-        if way == "cooccurrence" and not is_causal(self.model_class):
-            if self.external_config_dict.get("item_initialization") is None:
-                # The default of the model of ours that this one is derived from.
-                self.final_config_dict["item_initialization"] = "normal"
-                return
-            raise ConfigError(
-                "item_initialization: cooccurrence is for Hydra, Mamba4Rec, SASRec and GRU4Rec, "
-                f"whose item embeddings are known, not for {self.model}; use normal"
+    def _fit_item_initialization(self):
+        """Check ``item_initialization``; a default that the run cannot use is dropped."""
+        final, ways = self.final_config_dict, ("normal", "cooccurrence")
+        way = one_of("item_initialization", final["item_initialization"], ways)
+        if final["cooccurrence_std"] is not None:
+            positive_number("cooccurrence_std", final["cooccurrence_std"])
+        if way == "normal":
+            return
+        if not is_causal(self.model_class):
+            why = (
+                "cooccurrence is for Hydra, Mamba4Rec, SASRec and GRU4Rec, whose item embeddings "
+                f"are known, not for {self.model}"
             )
+        elif "text" in str(final.get("item_encoder")):
+            why = "cooccurrence is for item_encoder id; with texts, items start from them"
+        else:
+            return
+        if self.external_config_dict.get("item_initialization") is not None:
+            raise ConfigError(f"item_initialization: {why}; use normal")
+        self.notes.append(f"item_initialization: normal; {why}")
+        final["item_initialization"] = "normal"
 
     def _fit_later_targets(self):
         """Check ``later_targets``; a default that the run cannot use is dropped."""

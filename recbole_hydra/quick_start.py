@@ -134,7 +134,12 @@ def train(
         if state is None:
             load_parts(recommender, config, data.vocabulary)
     elif state is None and config["item_initialization"] == "cooccurrence":
-        _initialize_items(recommender, loaders[0]._dataset, config["cooccurrence_std"])
+        known = initialize_items(
+            recommender.item_embedding, loaders[0]._dataset, config["cooccurrence_std"]
+        )
+        logger.info(
+            "item_initialization: %d of %d items have pairs", known, recommender.n_items - 1
+        )
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _has_llm(recommender):  # counting would send the whole catalogue through it
@@ -323,15 +328,6 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
     checkpoint.restore_model(recommender, state, path)
     return config, recommender, data.dataset, *loaders
-
-
-def _initialize_items(model, train_split, spread):
-    """Start the item embeddings from the training histories, unless items are their texts: there
-    are none then, or they start at zero, beside the texts."""
-    embedding = getattr(model, "item_embedding", None)
-    if embedding is not None and embedding.weight.any():
-        known = initialize_items(embedding, train_split, spread)
-        logger.info("item_initialization: %d of %d items have pairs", known, model.n_items - 1)
 
 
 def _has_llm(model) -> bool:

@@ -30,8 +30,9 @@ class WindowLoss:
         """
         model = self.model
         item_seq, next_items = batch[model.ITEM_SEQ], batch[model.POS_ITEM_ID]
-        counted = next_items.flatten().nonzero().squeeze(1)
-        targets, negatives = next_items.flatten().index_select(0, counted), None
+        targets = next_items.flatten()
+        counted = targets.nonzero().squeeze(1)
+        targets, negatives = targets.index_select(0, counted), None
         if model.loss_type == "BPR":
             negatives = batch[model.NEG_ITEM_ID].flatten(0, 1).index_select(0, counted)
         with loss_step(model, item_seq, targets, negatives):

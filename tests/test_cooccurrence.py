@@ -175,6 +175,11 @@ def test_bad_input_is_one_line():
         config("Hydra", cooccurrence_std=0)
     with pytest.raises(ConfigError, match="not for BERT4Rec; use normal"):
         config("BERT4Rec", item_initialization="cooccurrence")
+    with pytest.raises(ConfigError, match="cooccurrence is for item_encoder id; .*; use normal"):
+        config("Hydra", item_initialization="cooccurrence", item_encoder="text", item_llm="llm")
+    texts = config("Hydra", item_encoder="text", item_llm="llm")
+    assert texts["item_initialization"] == "normal"
+    assert any(note.startswith("item_initialization: normal") for note in texts.notes)
     assert config("BERT4Rec")["item_initialization"] == "normal"
 
 
