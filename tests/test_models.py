@@ -230,6 +230,21 @@ def test_a_state_sees_only_what_precedes_it(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_the_last_states_are_computed_without_most_of_the_padding(model, monkeypatch):
+    model = build(model, MAX_ITEM_LIST_LENGTH=50).eval()
+    length = torch.tensor([50, 1, 4, 5, 8, 9, 16, 17, 3, 2])
+    item_seq = torch.randint(1, 21, (len(length), 50), generator=torch.Generator().manual_seed(0))
+    item_seq = item_seq * (torch.arange(50) < length[:, None])
+    whole = model.encode(item_seq)[torch.arange(len(length)), length - 1]
+    encode, positions = model.encode, []
+    monkeypatch.setattr(
+        model, "encode", lambda seq, **kw: positions.append(seq.numel()) or encode(seq, **kw)
+    )
+    assert torch.allclose(model.forward(item_seq, length), whole, atol=1e-6)
+    assert positions == [4 * 4, 2 * 8, 2 * 16, 17, 50]
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_padding_does_not_matter(model):
     model, data = build(model), batch()
     scores = model.full_sort_predict(data)

@@ -117,8 +117,20 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return self.item_embedding.weight
 
     def forward(self, item_seq, item_seq_len):
-        """Return the state at the last item of each sequence, (batch, width)."""
-        return self.gather_indexes(self.encode(item_seq), item_seq_len - 1)
+        """Return the state at the last item of each sequence, (batch, width).
+
+        Sequences of similar length are encoded together, none padded beyond the longest of them:
+        most of RecBole's prefixes are far shorter than MAX_ITEM_LIST_LENGTH.
+        """
+        groups = similar_lengths(item_seq_len)
+        states = [self._states_at_end(item_seq[rows], item_seq_len[rows]) for rows in groups]
+        return torch.cat(states).index_select(0, torch.cat(groups).argsort())
+
+    def _states_at_end(self, item_seq, length):
+        """:meth:`forward`, all sequences together."""
+        longest = int(length.max())
+        last = torch.arange(len(length), device=length.device) * longest + length - 1
+        return self.encode(item_seq[:, :longest], keep=last)
 
     def calculate_loss(self, interaction):
         """Mean loss of a batch of RecBole's rows: histories, their targets, BPR's negatives."""
@@ -260,6 +272,19 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 f"{field}: item ids must be in 0 .. {self.n_items - 1}, got "
                 f"{low if low < 0 else high}; were they mapped with another dataset's vocabulary?"
             )
+
+
+def similar_lengths(length) -> list:
+    """Groups of rows, each with the rows of up to 4 items, 5 to 8, 9 to 16, and so on.
+
+    Args:
+        length: items of each row, (batch,) int64.
+
+    Returns:
+        A tensor of row numbers per group that has rows; every row is in one group.
+    """
+    exponent = torch.frexp((length - 1).double()).exponent.clamp_min(2)
+    return [(exponent == value).nonzero().squeeze(1) for value in exponent.unique()]
 
 
 def per_layer(parts):
