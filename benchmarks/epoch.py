@@ -5,9 +5,10 @@
 
 Both modes train on the same targets, ``train_batch_size`` of them per step, with the default
 settings. The modes alternate: in every round one whole epoch on every position, then ``--batches``
-steps of augmentation. All batches of augmentation have the same shape (targets x
-MAX_ITEM_LIST_LENGTH, padded), so that its epoch is the time of a step times the number of steps;
-``--batches=0`` runs all of them, once a round. Time is that of the training loop, RecBole's
+steps of augmentation. A batch of augmentation is targets x MAX_ITEM_LIST_LENGTH items, padded, of
+which Hydra and Mamba4Rec leave out most of the padding; its rows are drawn at random, so that an
+epoch is the time of a step times the number of steps; ``--batches=0`` runs all of them, once a
+round. Time is that of the training loop, RecBole's
 ``Trainer._train_epoch``; evaluation is not in it.
 
 RecBole itself trains with torch's anomaly detection on, because importing its model SINE switches
