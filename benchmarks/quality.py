@@ -200,7 +200,8 @@ def write_table(options, models) -> None:
 
 def dataset_tables(folder) -> list[str]:
     """Quality, gains and cost of a comparison, in markdown."""
-    runs = pd.read_csv(folder / "results.csv").groupby("model", sort=False)
+    table = pd.read_csv(folder / "results.csv")
+    runs = table.groupby("model", sort=False)
     quality = [
         [model, *(report.cell(list(rows[metric])) for metric in QUALITY)] for model, rows in runs
     ]
@@ -223,6 +224,7 @@ def dataset_tables(folder) -> list[str]:
     return [
         report.table(["model", *map(display, QUALITY)], quality),
         f"Hydra's NDCG@10: {'; '.join(words)}.",
+        f"Seconds on {' and '.join(sorted(table['machine'].unique()))}.",
         report.table(
             ["model", "settings from", "parameters beside the items", "s per epoch", "best epoch",
              "s to the best epoch", "peak memory, MiB"],
