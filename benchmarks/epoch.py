@@ -8,8 +8,8 @@ settings. The modes alternate: in every round one whole epoch on every position,
 steps of augmentation. A batch of augmentation is targets x MAX_ITEM_LIST_LENGTH items, padded, of
 which Hydra and Mamba4Rec leave out most of the padding; its rows are drawn at random, so that an
 epoch is the time of a step times the number of steps; ``--batches=0`` runs all of them, once a
-round. Time is that of the training loop, RecBole's
-``Trainer._train_epoch``; evaluation is not in it.
+round. Time is that of the training loop, RecBole's ``Trainer._train_epoch``; evaluation is not in
+it.
 
 RecBole itself trains with torch's anomaly detection on, because importing its model SINE switches
 it on; importing recbole_hydra undoes that. Augmentation is measured both ways: "as RecBole runs

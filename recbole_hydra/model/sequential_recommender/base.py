@@ -129,8 +129,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
     def _states_at_end(self, item_seq, length):
         """:meth:`forward`, all sequences together."""
         longest = int(length.max())
-        last = torch.arange(len(length), device=length.device) * longest + length - 1
-        return self.encode(item_seq[:, :longest], keep=last)
+        return self.encode(item_seq[:, :longest], keep=last_positions(length, longest))
 
     def calculate_loss(self, interaction):
         """Mean loss of a batch of RecBole's rows: histories, their targets, BPR's negatives."""
@@ -139,7 +138,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         if self.loss_type == "BPR":
             negatives = interaction[self.NEG_ITEM_ID].unsqueeze(1)
         length = interaction[self.ITEM_SEQ_LEN]
-        last = torch.arange(len(length), device=length.device) * item_seq.shape[1] + length - 1
+        last = last_positions(length, item_seq.shape[1])
         with self.step(item_seq, targets, negatives):
             states = self.forward(item_seq, length)
             return self.target_loss(states, targets, (item_seq, last), negatives)
@@ -260,7 +259,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
                 f"{self.ITEM_SEQ_LEN}: every sequence needs 1 to {item_seq.shape[1]} items, got "
                 f"lengths from {int(length.min())} to {int(length.max())}"
             )
-        last = torch.arange(len(length), device=length.device) * item_seq.shape[1] + length - 1
+        last = last_positions(length, item_seq.shape[1])
         offsets = None if self.repeat_bias is None else self.repeat_bias(item_seq, last)
         return self.encode(item_seq, keep=last), offsets
 
@@ -285,6 +284,11 @@ def similar_lengths(length) -> list:
     """
     exponent = torch.frexp((length - 1).double()).exponent.clamp_min(2)
     return [(exponent == value).nonzero().squeeze(1) for value in exponent.unique()]
+
+
+def last_positions(length, width):
+    """b * width + t of the last item of each row b, (batch,); rows are padded to ``width``."""
+    return torch.arange(len(length), device=length.device) * width + length - 1
 
 
 def per_layer(parts):
