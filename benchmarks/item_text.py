@@ -37,7 +37,7 @@ RUNS = report.RESULTS / NAME / "runs.json"
 HYDRA = {
     "num_layers": 2, "repeat_bias": "none", "history_path": False, "mamba_start": "mamba",
     "linear_initializer_range": 0.02, "dropout_prob": 0.2, "learning_rate": 0.001,
-    "item_initialization": "normal", "later_targets": [],
+    "learning_rate_decay": None, "item_initialization": "normal", "later_targets": [],
 }  # fmt: skip
 
 #: The same for all runs: nothing here is tuned.

@@ -8,8 +8,8 @@
 ``search`` sweeps each model with ``recbole-hydra tune`` in its ``properties/tune`` space;
 ``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
 days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
-targets), and both stages also try a model's defaults, with that training and without; what is best
-on validation is chosen. ``compare`` trains every model with what was chosen, and three seeds. Each
+targets, a learning rate that falls), and both stages also try a model's defaults, with that
+training and without; what is best on validation is chosen. ``compare`` trains every model with what was chosen, and three seeds. Each
 stage continues what a kill left in ``--folder``. Chosen settings go to
 ``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's report
 into the same folder. ``table`` puts what is there into one report.
@@ -34,10 +34,16 @@ from recbole_hydra.tune import tune
 MODELS = ("Hydra", "Mamba4Rec", "SASRec", "GRU4Rec")
 SEEDS = (2020, 2021, 2022)
 #: What all models of a set have in common.
-COMMON = {"epochs": 100, "stopping_step": 10, "topk": [10, 20]}
+COMMON = {"stopping_step": 10, "topk": [10, 20]}
 #: How all are trained, and how RecBole trains.
-TRAINING = {"item_initialization": "cooccurrence", "later_targets": [0.3]}
-PLAIN = {"item_initialization": "normal", "later_targets": []}
+TRAINING = {
+    "item_initialization": "cooccurrence", "later_targets": [0.3], "learning_rate_decay": 30,
+    "epochs": 30,
+}  # fmt: skip
+PLAIN = {
+    "item_initialization": "normal", "later_targets": [], "learning_rate_decay": None,
+    "epochs": 100,
+}  # fmt: skip
 SETTINGS = {"ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200}}
 #: The budget of a sweep: random configurations, and when ASHA may stop one. The small sets, on
 #: which a model may take twenty epochs before it learns at all, go without it.

@@ -15,7 +15,7 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, InputType
 
 from recbole_hydra import checkpoint
-from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_number
+from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_int, positive_number
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
@@ -72,7 +72,7 @@ _NOT_OF_ORIGIN = {
     "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
     "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
     "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
-    "learning_rate", "later_targets", "item_initialization", "cooccurrence_std",
+    "learning_rate", "learning_rate_decay", "later_targets", "item_initialization", "cooccurrence_std",
 }  # fmt: skip
 
 #: What turns BPR's negative sampling on where nobody asked for another.
@@ -418,6 +418,8 @@ class Config(RecBoleConfig):
         self._choose_loss_of_text()
         self._fit_negative_sampling()
         self._fit_later_targets()
+        if (decay := self.final_config_dict["learning_rate_decay"]) is not None:
+            positive_int("learning_rate_decay", decay)
         self._check_metrics()
         if self.final_config_dict["domains"]:
             self._check_domains()

@@ -22,6 +22,9 @@ from recbole_hydra.window_loss import WindowLoss
 
 BEST, LAST = ".best.pth", ".last.pth"
 
+#: Where ``learning_rate_decay`` ends, in parts of the learning rate.
+LEAST_RATE = 0.02
+
 #: Settings that a resumed run cannot change: its scores, its split, or its state would not fit.
 FIXED = ("seed", "learner", "valid_metric", "eval_args", "training_mode", "carry_state")
 
@@ -116,8 +119,21 @@ class ResumableTrainer:
         group["params"] = [p for p in group["params"] if id(p) not in llm]
         if ours:
             options = {key: value for key, value in group.items() if key != "params"}
-            rate = positive_number("llm_learning_rate", self.config["llm_learning_rate"])
-            optimizer.add_param_group({**options, "params": ours, "lr": rate})
+            positive_number("llm_learning_rate", self.config["llm_learning_rate"])
+            optimizer.add_param_group({**options, "params": ours})
+
+    def _set_learning_rates(self, epoch):
+        """Let the learning rates of an epoch, counted from 0, be what the settings say.
+
+        They fall linearly over the first ``learning_rate_decay`` epochs, to a fiftieth.
+        """
+        decay = self.config["learning_rate_decay"]
+        left = 1.0 if decay is None else max(1.0 - epoch / decay, LEAST_RATE)
+        for optimizer in self._optimizers().values():
+            groups = optimizer.param_groups
+            groups[0]["lr"] = left * self.config["learning_rate"]
+            for group in groups[1:]:  # what _slow_down_llm adds; RecBole has one group
+                group["lr"] = left * self.config["llm_learning_rate"]
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, **kwargs):
         """Train as RecBole's ``fit``; a run that was resumed goes on where it was.
@@ -144,6 +160,7 @@ class ResumableTrainer:
         else:
             self._end_epoch()
         self._epoch, self._batch = epoch_idx, 0
+        self._set_learning_rates(epoch_idx)
         start = time.perf_counter()
         if isinstance(train_data, WindowLoader) and loss_func is None:
             loss_func = WindowLoss(
@@ -298,16 +315,9 @@ class ResumableTrainer:
         for name, optimizer in self._optimizers().items():
             if name in training["optimizers"]:
                 optimizer.load_state_dict(training["optimizers"][name])
-            # Given anew, they go over the file's.
-            groups = optimizer.param_groups
-            for key, option, which in (
-                ("learning_rate", "lr", groups[:1] if self._has_llm_group(groups) else groups),
-                ("llm_learning_rate", "lr", groups[1:] if self._has_llm_group(groups) else []),
-                ("weight_decay", "weight_decay", groups),
-            ):
-                if self.config[key] != state["config"].get(key):
-                    for group in which:
-                        group[option] = self.config[key]
+            if self.config["weight_decay"] != state["config"].get("weight_decay"):
+                for group in optimizer.param_groups:  # given anew, it goes over the file's
+                    group["weight_decay"] = self.config["weight_decay"]
         self.start_epoch = state["epoch"] + 1
         self.cur_step = training["cur_step"]
         self.best_valid_score = training["best_valid_score"]
@@ -316,10 +326,6 @@ class ResumableTrainer:
         self.history = list(training["history"])
         self._resumed_state = training
         self.logger.info(f"Resuming {path} at epoch {self.start_epoch}")
-
-    def _has_llm_group(self, groups) -> bool:
-        """Whether the second of an optimizer's groups is :meth:`_slow_down_llm`'s."""
-        return len(groups) == 2 and getattr(self.model, "item_text", None) is not None
 
     def _restore_randomness(self, train_data):
         """Put every random generator where it was, last thing before the first resumed epoch."""

@@ -8,6 +8,7 @@ import torch
 from conftest import small
 
 from recbole_hydra import run_recbole_hydra, trainer
+from recbole_hydra.config import Config
 from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
 
 #: What must be the same, to the last digit, after a kill.
@@ -138,6 +139,44 @@ def test_a_learning_rate_given_on_resuming_is_used(run_small):
     run_recbole_hydra(resume=last, config_dict={"epochs": 2, "learning_rate": 0.0})
     after = weights(last)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def rates_of_epochs(monkeypatch):
+    """The list to which every epoch from now on adds the learning rates of its optimizer."""
+    rates, step = [], trainer.ResumableTrainer._train_epoch
+
+    def train_epoch(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        rates.append([group["lr"] for group in self.optimizer.param_groups])
+        return result
+
+    monkeypatch.setattr(trainer.ResumableTrainer, "_train_epoch", train_epoch)
+    return rates
+
+
+@pytest.mark.parametrize("model", ["Hydra", "SASRec", "BPR"])
+def test_the_learning_rate_falls_and_goes_on_falling_on_resuming(run_small, monkeypatch, model):
+    rates = rates_of_epochs(monkeypatch)
+    settings = {"learning_rate": 0.01, "learning_rate_decay": 4, "stopping_step": 10}
+    whole = run_small(model, epochs=6, checkpoint_dir="whole", **settings)
+    want = [[0.01], [0.0075], [0.005], [0.0025], [0.0002], [0.0002]]
+    assert rates == [pytest.approx(rate) for rate in want]
+    rates.clear()
+    short = run_small(model, epochs=2, **settings)
+    longer = run_recbole_hydra(resume=short["last_checkpoint"], config_dict={"epochs": 6})
+    assert rates == [pytest.approx(rate) for rate in want]
+    for key in COMPARED:
+        assert longer[key] == whole[key], key
+    rates.clear()
+    changed = {"epochs": 8, "learning_rate_decay": None}
+    run_recbole_hydra(resume=short["last_checkpoint"], config_dict=changed)
+    assert rates == [[0.01], [0.01]]
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, True])
+def test_learning_rate_decay_is_a_number_of_epochs(wrong):
+    with pytest.raises(ConfigError, match="learning_rate_decay must be a positive integer, got"):
+        Config("Hydra", "tiny", config_dict=small("Hydra", learning_rate_decay=wrong))
 
 
 @pytest.mark.parametrize(
