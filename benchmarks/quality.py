@@ -9,10 +9,10 @@
 ``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
 days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
 targets, a learning rate that falls), and both stages also try a model's defaults, with that
-training and without; what is best on validation is chosen. ``compare`` trains every model with what was chosen, and three seeds. Each
-stage continues what a kill left in ``--folder``. Chosen settings go to
-``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's report
-into the same folder. ``table`` puts what is there into one report.
+training and without; what is best on validation is chosen. ``compare`` trains every model with what
+was chosen, and three seeds. Each stage continues what a kill left in ``--folder``. Chosen settings
+go to ``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's
+report into the same folder. ``table`` puts what is there into one report.
 """
 
 import argparse

@@ -72,7 +72,8 @@ _NOT_OF_ORIGIN = {
     "loss_type", "train_neg_sample_args", "num_negatives", "negative_distribution",
     "logq_correction", "gbce_t", "scan_backend", "llm_learning_rate", "llm_gradient_checkpointing",
     "item_text_fields", "missing_item_text", "item_llm_cache", "adapt_from", "adapt",
-    "learning_rate", "learning_rate_decay", "later_targets", "item_initialization", "cooccurrence_std",
+    "learning_rate", "learning_rate_decay", "later_targets", "item_initialization",
+    "cooccurrence_std",
 }  # fmt: skip
 
 #: What turns BPR's negative sampling on where nobody asked for another.
