@@ -4,6 +4,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_interpreter import DEVICE, TRITON, needs_triton
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import causal_conv1d
@@ -51,17 +52,37 @@ def test_torch_agrees_with_naive_with_gradients(shape, dtype):
 @pytest.mark.parametrize("activation", [None, "silu"])
 @pytest.mark.parametrize("with_state", [True, False])
 @pytest.mark.parametrize("shape", [*SHAPES, (1, 70, 64, 4), (40, 5, 32, 4), (1, 3, 48, 3)])
-def test_numba_agrees_with_naive_with_gradients(shape, with_state, activation):
+@pytest.mark.parametrize("backend", ["numba", TRITON])
+def test_backends_agree_with_naive_with_gradients(backend, shape, with_state, activation):
     results = []
-    for backend, kind in (("numba", torch.float32), ("naive", torch.float64)):
-        x, weight, bias, state = [x.requires_grad_() for x in make_inputs(shape, kind)]
+    for name, kind in ((backend, torch.float32), ("naive", torch.float64)):
+        device = DEVICE if name == "triton" else "cpu"
+        x, weight, bias, state = [x.to(device).requires_grad_() for x in make_inputs(shape, kind)]
         start = state if with_state else None
-        y, final = causal_conv1d(x, weight, bias, start, True, activation, backend)
-        loss = (y * torch.cos(torch.arange(y.numel())).view(y.shape)).sum() + (final**2).sum()
+        y, final = causal_conv1d(x, weight, bias, start, True, activation, name)
+        weights = torch.cos(torch.arange(y.numel())).view(y.shape).to(y)
+        loss = (y * weights).sum() + (final**2).sum()
         inputs = [x, weight, bias, state] if with_state else [x, weight, bias]
         results.append([y, final, *torch.autograd.grad(loss, inputs)])
     for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(got.double().cpu(), want, atol=1e-4, rtol=1e-4)
+
+
+@needs_triton
+def test_triton_takes_strided_and_half_precision_inputs_and_no_bias():
+    x, weight, _, state = (x.to(DEVICE) for x in make_inputs((2, 9, 5, 4)))
+    want = causal_conv1d(x, weight, None, state, activation="silu", backend="naive")
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.05)):
+        inputs = [t.to(dtype) for t in (x, weight, state)]
+        strided = inputs[0].transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+        y = causal_conv1d(strided, *inputs[1:2], None, inputs[2], activation="silu",
+                          backend="triton")  # fmt: skip
+        assert y.dtype == dtype
+        assert (y.double() - want).abs().max() < tolerance
+        (gx,) = torch.autograd.grad(y.sum(), strided)
+        assert gx.dtype == dtype
+    with pytest.raises(BackendError, match="'triton' cannot be used: it computes in float32"):
+        causal_conv1d(x, weight, backend="triton")
 
 
 def test_numba_takes_what_it_can_and_says_so():
@@ -123,8 +144,8 @@ def test_bad_calls_are_named():
         causal_conv1d(x[:, :0], weight)
     with pytest.raises(BackendError, match="activation must be None or 'silu'"):
         causal_conv1d(x, weight, activation="gelu")
-    with pytest.raises(BackendError, match="unknown backend 'triton'"):
-        causal_conv1d(x, weight, backend="triton")
+    with pytest.raises(BackendError, match="unknown backend 'cudnn'"):
+        causal_conv1d(x, weight, backend="cudnn")
     with pytest.raises(BackendError, match="'causal_conv1d' cannot be used.*CUDA only"):
         causal_conv1d(x, weight, backend="causal_conv1d")
 

@@ -5,11 +5,12 @@ import types
 import numpy as np
 import pytest
 import torch
+from triton_interpreter import DEVICE, TRITON, needs_triton
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import selective_scan
 from recbole_hydra.ops import selective_scan as scan_function
-from recbole_hydra.ops.selective_scan import mamba_ssm_cuda
+from recbole_hydra.ops.selective_scan import contest, mamba_ssm_cuda
 
 scan_package = sys.modules["recbole_hydra.ops.selective_scan"]
 
@@ -54,16 +55,22 @@ def make_inputs(shape, delta="usual", seed=0):
 
 def forward_and_gradients(inputs, dtype, backend, with_state=True):
     """Outputs and the gradients of every input, through y and the final state."""
-    inputs = [x.to(dtype).requires_grad_() for x in inputs]
+    device = DEVICE if backend == "triton" else "cpu"
+    inputs = [x.to(device, dtype).requires_grad_() for x in inputs]
     *args, state = inputs
     y, final = selective_scan(
         *args, initial_state=state if with_state else None, return_final_state=True, backend=backend
     )
-    weight_y = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape).to(dtype)
+    weight_y = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape)
     weight_h = torch.sin(torch.arange(final.numel(), dtype=torch.float64)).view(final.shape)
-    loss = (y * weight_y).sum() + (final * weight_h.to(dtype)).sum()
+    loss = (y * weight_y.to(y)).sum() + (final * weight_h.to(final)).sum()
     grads = torch.autograd.grad(loss, inputs if with_state else args)
-    return y.detach(), final.detach(), *grads
+    return [x.detach().cpu() for x in (y, final, *grads)]
+
+
+def on_device(backend, inputs, dtype=torch.float32):
+    """The inputs where a backend runs."""
+    return [x.to(DEVICE if backend == "triton" else "cpu", dtype) for x in inputs]
 
 
 def assert_close(got, want, names, tolerance):
@@ -90,18 +97,68 @@ def test_naive_is_the_recurrence(shape):
     np.testing.assert_allclose(final, h, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("delta", ["usual", "tiny", "huge"])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_numba_agrees_with_naive_in_float64(shape, delta):
+#: The interpreter takes ten seconds for the largest shape: that one with the usual delta only.
+CASES = [
+    (shape, delta, backend)
+    for shape in SHAPES
+    for delta in ("usual", "tiny", "huge")
+    for backend in ("numba", "triton")
+    if backend == "numba" or delta == "usual" or shape[0] < 40
+]
+
+
+@pytest.mark.parametrize("shape, delta, backend", CASES)
+def test_backends_agree_with_naive_in_float64(shape, delta, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
     inputs = make_inputs(shape, delta)
-    got = forward_and_gradients(inputs, torch.float32, "numba")
+    got = forward_and_gradients(inputs, torch.float32, backend)
     want = forward_and_gradients(inputs, torch.float64, "naive")
-    # The gradient of delta sums over d_state what is large and nearly cancels when delta is huge.
-    tolerance = 2e-5 if delta != "huge" else 1e-4
+    # The gradient of delta sums over d_state what is large and nearly cancels when delta is huge;
+    # Triton's of A is a difference of such numbers.
+    tolerance = 2e-5 if delta != "huge" else 1e-4 if backend == "numba" else 1e-3
     assert_close(got, want, ["y", "final_state", *NAMES], tolerance)
 
 
-@pytest.mark.parametrize("backend", ["naive", "numba"])
+def surroundings(shape):
+    """z, and a delta before softplus with its bias, in float64."""
+    batch, length, channels, *_ = shape
+    generator = torch.Generator().manual_seed(1)
+    z, delta = torch.randn(2, batch, length, channels, generator=generator, dtype=torch.float64)
+    bias = torch.linspace(-9, 25, channels, dtype=torch.float64)  # both ends of softplus
+    return z, delta, bias
+
+
+@pytest.mark.parametrize("backend", ["naive", "numba", TRITON])
+@pytest.mark.parametrize("shape", [(2, 17, 24, 5, 3), (1, 70, 6, 3, 1)])
+def test_what_surrounds_the_scan_may_be_left_to_it(backend, shape):
+    u, _, A, B, C, D, state = make_inputs(shape)
+    z, delta, bias = surroundings(shape)
+    silu, softplus = torch.nn.functional.silu, torch.nn.functional.softplus
+
+    def run(backend, dtype, fused):
+        device = DEVICE if backend == "triton" else "cpu"
+        tensors = (u, delta, A, B, C, D, state, z, bias)
+        tensors = [x.to(device, dtype).requires_grad_() for x in tensors]
+        u_, delta_, A_, B_, C_, D_, state_, z_, bias_ = tensors
+        if fused:
+            around = {"z": z_, "delta_bias": bias_, "delta_softplus": True}
+            args = (u_, delta_, A_, B_, C_, D_, state_, True, backend)
+            y, final = selective_scan(*args, **around)
+        else:
+            args = (u_, softplus(delta_ + bias_), A_, B_, C_, D_, state_, True, backend)
+            y, final = selective_scan(*args)
+            y = y * silu(z_)
+        weight = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view(y.shape)
+        loss = (y * weight.to(y)).sum() + (final**2).sum()
+        return [x.detach().cpu() for x in (y, final, *torch.autograd.grad(loss, tensors))]
+
+    got, want = run(backend, torch.float32, True), run("naive", torch.float64, False)
+    names = ["y", "final_state", *NAMES, "z", "delta_bias"]
+    assert_close(got, want, names, 1e-4)
+
+
+@pytest.mark.parametrize("backend", ["naive", "numba", TRITON])
 def test_states_and_skip_are_optional(backend):
     inputs = make_inputs((2, 20, 8, 4, 2))
     got = forward_and_gradients(inputs, torch.float32, backend, with_state=False)
@@ -109,15 +166,15 @@ def test_states_and_skip_are_optional(backend):
     want = forward_and_gradients(zero, torch.float64, "naive")
     assert_close(got, want[:-1], ["y", "final_state", *NAMES[:-1]], 1e-5)
 
-    u, delta, A, B, C, D, _ = (x.float() for x in inputs)
+    u, delta, A, B, C, D, _ = on_device(backend, inputs)
     with_skip = selective_scan(u, delta, A, B, C, D, backend=backend)
     without = selective_scan(u, delta, A, B, C, backend=backend)
     torch.testing.assert_close(with_skip - without, D * u, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["naive", "numba"])
+@pytest.mark.parametrize("backend", ["naive", "numba", TRITON])
 def test_a_scan_in_two_halves_is_the_scan(backend):
-    u, delta, A, B, C, D, state = (x.float() for x in make_inputs((2, 37, 8, 4, 2)))
+    u, delta, A, B, C, D, state = on_device(backend, make_inputs((2, 37, 8, 4, 2)))
     y, final = selective_scan(u, delta, A, B, C, D, state, True, backend)
     halves, h = [], state
     for part in (slice(0, 19), slice(19, None)):
@@ -129,7 +186,7 @@ def test_a_scan_in_two_halves_is_the_scan(backend):
     torch.testing.assert_close(h, final, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["naive", "numba"])
+@pytest.mark.parametrize("backend", ["naive", "numba", TRITON])
 def test_any_strides(backend):
     inputs = [x.float() for x in make_inputs((2, 20, 8, 4, 2))]
     strided = [x.flip(0).transpose(0, -1).contiguous().transpose(0, -1).flip(0) for x in inputs]
@@ -147,22 +204,26 @@ def test_naive_passes_gradcheck():
     )
 
 
-@pytest.mark.parametrize("backend", ["numba", "naive"])
+@pytest.mark.parametrize("backend", ["numba", "naive", TRITON])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_its_dtype_and_a_float32_state(dtype, backend):
     inputs = make_inputs((2, 20, 8, 4, 2))
-    *args, state = (x.to(dtype) for x in inputs)
+    *args, state = on_device(backend, inputs, dtype)
     y, final = selective_scan(*args, state, True, backend)
     assert (y.dtype, final.dtype) == (dtype, torch.float32)
     want = selective_scan(*(x.to(dtype).double() for x in inputs), backend="naive")
     scale = float(want.abs().max())
-    assert float((y.double() - want).abs().max()) < 0.01 * scale
+    assert float((y.double().cpu() - want).abs().max()) < 0.01 * scale
+    got = forward_and_gradients(inputs, dtype, backend)
+    assert {x.dtype for x in got[2:]} == {dtype}
+    want = forward_and_gradients([x.to(dtype) for x in inputs], torch.float64, "naive")
+    assert_close(got, want, ["y", "final_state", *NAMES], 0.02)
 
 
-@pytest.mark.parametrize("backend", ["numba", "naive"])
+@pytest.mark.parametrize("backend", ["numba", "naive", TRITON])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_so(backend, bad):
-    inputs = [x.float() for x in make_inputs((1, 20, 4, 4, 1))]
+    inputs = on_device(backend, make_inputs((1, 20, 4, 4, 1)))
     for broken in (0, 1):  # u, delta
         args = [x.clone() for x in inputs]
         args[broken][0, 5, 0] = bad
@@ -214,13 +275,16 @@ def test_auto_sends_float64_to_naive(caplog, monkeypatch):
     assert "backend naive" in caplog.text and "float64" in caplog.text
 
 
-def test_a_named_backend_is_never_replaced():
+def test_a_named_backend_is_never_replaced(monkeypatch):
     inputs = make_inputs((2, 5, 8, 4, 2))
     with pytest.raises(BackendError, match="numba.*float64; use naive"):
         selective_scan(*inputs, backend="numba")
     with pytest.raises(BackendError, match="mamba_ssm.*pip install.*MAMBA_KEEP_CUDA_BUILD"):
         selective_scan(*inputs[:-1], backend="mamba_ssm")
-    with pytest.raises(BackendError, match="unknown backend 'cuda'; use auto, mamba_ssm, numba"):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match="triton.*GPU only, the input is on cpu; use numba"):
+        selective_scan(*inputs, backend="triton")
+    with pytest.raises(BackendError, match="unknown backend 'cuda'; use auto, mamba_ssm, triton"):
         selective_scan(*inputs, backend="cuda")
 
 
@@ -245,11 +309,16 @@ def test_an_empty_sequence_is_refused():
 def fake_mamba_ssm(monkeypatch):
     """mamba-ssm with a kernel that computes by ``naive`` in the kernel's own layout."""
 
-    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, return_last_state=False, **_):
+    def selective_scan_fn(
+        u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False,
+        return_last_state=False,
+    ):  # fmt: skip
         assert u.dtype == delta.dtype == B.dtype == C.dtype and A.dtype == torch.float32
         args = u.transpose(1, 2), delta.transpose(1, 2), A, B.permute(0, 3, 1, 2)
+        around = {"delta_bias": delta_bias, "delta_softplus": delta_softplus}
+        around["z"] = None if z is None else z.transpose(1, 2)
         y, state = scan_function(
-            *args, C.permute(0, 3, 1, 2), D, return_final_state=True, backend="naive"
+            *args, C.permute(0, 3, 1, 2), D, return_final_state=True, backend="naive", **around
         )
         return (y.transpose(1, 2), state) if return_last_state else y.transpose(1, 2)
 
@@ -270,22 +339,141 @@ def test_mamba_ssm_is_called_in_its_layout(fake_mamba_ssm):
     want, want_state = selective_scan(*inputs, return_final_state=True, backend="naive")
     torch.testing.assert_close(y, want)
     torch.testing.assert_close(state, want_state)
+    z, delta, bias = (x.float() for x in surroundings((2, 20, 8, 4, 2)))
+    around = {"z": z, "delta_bias": bias, "delta_softplus": True}
+    inputs[1] = delta
+    y, _ = mamba_ssm_cuda.selective_scan_mamba_ssm(*inputs, **around)
+    torch.testing.assert_close(y, selective_scan(*inputs, backend="naive", **around))
 
 
-def test_mamba_ssm_takes_only_the_calls_it_computes_right(fake_mamba_ssm):
+def test_mamba_ssm_takes_only_the_calls_it_computes_right(fake_mamba_ssm, monkeypatch):
     device = torch.device("cuda")
+    monkeypatch.setattr(scan_package.triton_support, "objection", lambda device: "no triton")
 
-    def objection(dtype=torch.float32, d_state=16, state=None, final_grad=False):
-        call = (device, dtype, d_state, state, final_grad)
-        found = scan_package._objection("mamba_ssm", *call)
-        assert scan_package._choose(*call)[0] == ("naive" if found else "mamba_ssm")
+    def objection(dtype=torch.float32, d_state=16, state=False, final_grad=False):
+        call = scan_package._Call(device, dtype, d_state, state, final_grad)
+        found = scan_package._objection("mamba_ssm", call)
+        assert scan_package._choose(call)[0] == ("naive" if found else "mamba_ssm")
         return found
 
     assert objection() is None
     assert "no float64" in objection(dtype=torch.float64)
     assert "d_state up to 256" in objection(d_state=512)
-    assert "no initial state" in objection(state=torch.zeros(1))
+    assert "no initial state" in objection(state=True)
     assert "gradient of the final state" in objection(final_grad=True)
+
+
+@pytest.fixture
+def both_on_cuda(monkeypatch, fake_mamba_ssm):
+    """A machine that has mamba-ssm's kernel and triton, to the eyes of the dispatcher."""
+    monkeypatch.setattr(scan_package.triton_support, "objection", lambda device: None)
+    monkeypatch.setattr(contest, "_winners", {})
+    monkeypatch.setattr(scan_package, "_announced", set())
+
+
+def call_of(batch=4, length=50, wants_grad=True, device="cuda", **changes):
+    size = (wants_grad, torch.float32, 2, batch, length, 16)
+    call = scan_package._Call(torch.device(device), torch.float32, 8, False, False, size)
+    return call._replace(**changes)
+
+
+def test_auto_takes_the_one_that_was_faster_here(both_on_cuda, monkeypatch):
+    measured = []
+
+    def seconds(scan, name, call):
+        measured.append((name, call.size[3]))
+        long = call.size[4] > 100
+        return {"mamba_ssm": 0.004 if long else 0.001, "triton": 0.002}[name]
+
+    monkeypatch.setattr(contest, "_seconds", seconds)
+    name, why = scan_package._choose(call_of())
+    assert name == "mamba_ssm"
+    assert why == (
+        "the faster one at batch 4, length 64, 16 channels, 2 groups, d_state 8, float32, "
+        "training, cuda: mamba_ssm 1 ms, triton 2 ms"
+    )
+    assert scan_package._choose(call_of(batch=3, length=33)) == (name, why)  # the same class
+    assert scan_package._choose(call_of(length=200))[0] == "triton"
+    assert measured == [("mamba_ssm", 4), ("triton", 4)] * 2
+    assert scan_package._choose(call_of(wants_grad=False))[0] == "mamba_ssm"
+    assert len(measured) == 6
+    # What one of them cannot take is the other's, without a contest.
+    for changes in ({"has_initial_state": True}, {"final_state_grad": True}, {"d_state": 300}):
+        name, why = scan_package._choose(call_of(**changes))
+        assert name == "triton" and why.startswith("mamba_ssm: its")
+    assert len(measured) == 6
+
+
+def test_a_contest_runs_both(monkeypatch):
+    monkeypatch.setattr(contest, "_winners", {})
+    seen = []
+
+    def scan(*inputs, backend):
+        seen.append((backend, torch.is_grad_enabled(), inputs[0].shape))
+        return selective_scan(*inputs, backend=backend)
+
+    monkeypatch.setattr(contest, "LARGEST", 3 * 50 * 16)
+    state = torch.get_rng_state()
+    for wants_grad in (True, False):
+        call = call_of(device="cpu", wants_grad=wants_grad)
+        name, why = contest.faster(["naive", "numba"], call, scan)
+        assert name == "numba" and "naive " in why and "numba " in why
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(seen) == 2 * 2 * (1 + contest.RUNS)
+    assert {grad for _, grad, _ in seen} == {True, False}
+    assert {shape for *_, shape in seen} == {(3, 50, 16)}  # four rows would be too large
+
+
+def test_auto_on_cuda_with_neither_warns_and_names_what_is_missing(monkeypatch, caplog):
+    monkeypatch.setattr(scan_package, "_announced", set())
+    monkeypatch.setattr(scan_package.triton_support, "why_not_importable", lambda: "no such module")
+    mamba_ssm_cuda.load_kernel.cache_clear()
+    choice = scan_package._choose(call_of())
+    scan_package._announce(*choice)
+    assert choice[0] == "naive"
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "slow" in record.message and "recbole-hydra[cuda]" in record.message
+    assert "triton, which comes with torch for CUDA on Linux, is not imp" in record.message
+
+
+@needs_triton
+def test_torch_compile_sees_through_the_operations_of_triton():
+    from recbole_hydra.ops import causal_conv1d
+
+    def block(x, weight, bias, A, B, C, D, z):
+        x = causal_conv1d(x, weight, bias, activation="silu", backend="triton")
+        return selective_scan(
+            x, x, A, B, C, D, backend="triton", z=z, delta_bias=bias, delta_softplus=True
+        )
+
+    u, _, A, B, C, D, _ = make_inputs((2, 20, 8, 4, 2))
+    z, _, bias = surroundings((2, 20, 8, 4, 2))
+    inputs = [u, A[:, :3].clone(), bias, A, B, C, D, z]
+    inputs = [x.to(DEVICE, torch.float32).requires_grad_() for x in inputs]
+    results = []
+    for function in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+        y = function(*inputs)
+        results.append([y, *torch.autograd.grad((y**2).sum(), inputs)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+@needs_triton
+def test_operations_of_triton_keep_the_rules_of_torch_library():
+    from recbole_hydra.ops.causal_conv1d.triton_gpu import _conv
+    from recbole_hydra.ops.selective_scan.triton_gpu import _scan
+
+    u, delta, A, B, C, D, state = on_device("triton", make_inputs((2, 5, 4, 2, 2)))
+    z = torch.ones_like(u)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for args in ((D, D, z, state, True), (None, None, None, None, False)):
+        inputs = [x.clone().requires_grad_() for x in (u, delta, A, B, C)]
+        torch.library.opcheck(_scan, (*inputs, *args), test_utils=checks)
+    weight, conv_state = A[:, :2].clone(), state[..., :1].clone()
+    for args in ((D, conv_state, True), (None, None, False)):
+        inputs = (u.clone().requires_grad_(), weight.requires_grad_())
+        torch.library.opcheck(_conv, (*inputs, *args), test_utils=checks)
 
 
 def test_inputs_of_different_precision_are_computed_in_the_highest():

@@ -102,17 +102,19 @@ class Mamba(nn.Module):
         z = F.linear(kept(hidden, keep), to_z)
         x, conv_state = _convolve(x, self.conv1d.weight[:, 0], self.conv1d.bias, conv_state)
         dt, B, C = self.x_proj(x).split(self.sizes, dim=-1)
-        y, scan_state = _scan(
+        y, scan_state = _gated_scan(
             x,
-            F.softplus(self.dt_proj(dt)),
+            self.dt_proj(dt),
             -torch.exp(self.A_log),
             B.unsqueeze(2),  # one group: (batch, length, 1, d_state)
             C.unsqueeze(2),
             self.D,
             scan_state,
+            z,
+            keep,
             self.scan_backend,
         )
-        out = self.out_proj(kept(y, keep) * F.silu(z))
+        out = self.out_proj(y)
         return out if state is None else (out, (conv_state, scan_state))
 
 
@@ -190,11 +192,20 @@ class MultiHeadMamba(nn.Module):
         heads = z.shape[-2:]
         dt, BC = _per_head(x.unflatten(2, heads), self.x_proj).split(self.sizes, dim=-1)
         B, C = (BC if self.BC_bias is None else BC + self.BC_bias).chunk(2, dim=-1)
-        delta = F.softplus(_per_head(dt, self.dt_proj).flatten(2) + self.dt_bias)
-        A = -torch.exp(self.A_log)
-        y, scan_state = _scan(x, delta, A, B, C, self.D, scan_state, self.scan_backend)
-        y = kept(y.unflatten(2, heads), keep)
-        out = _per_head(y * F.silu(z), self.out_proj)
+        y, scan_state = _gated_scan(
+            x,
+            _per_head(dt, self.dt_proj).flatten(2),
+            -torch.exp(self.A_log),
+            B,
+            C,
+            self.D,
+            scan_state,
+            z.flatten(-2),
+            keep,
+            self.scan_backend,
+            self.dt_bias,
+        )
+        out = _per_head(y.unflatten(-1, heads), self.out_proj)
         return out if state is None else (out, (conv_state, scan_state))
 
 
@@ -215,10 +226,15 @@ def _convolve(x, weight, bias, state):
     return causal_conv1d(x, weight, bias, state, return_final_state=True, activation="silu")
 
 
-def _scan(x, delta, A, B, C, D, state, backend):
-    if state is None:
-        return selective_scan(x, delta, A, B, C, D, backend=backend), None
-    return selective_scan(x, delta, A, B, C, D, state, return_final_state=True, backend=backend)
+def _gated_scan(x, dt, A, B, C, D, state, z, keep, backend, dt_bias=None):
+    """Scan with step sizes softplus(dt + dt_bias), and gate by SiLU(z); (y at ``keep``, state)."""
+    # The scan computes a gate at every position; where few are wanted, it comes after them.
+    around = {"delta_bias": dt_bias, "delta_softplus": True, "z": z if keep is None else None}
+    inputs = (x, dt, A, B, C, D, state)
+    y = selective_scan(*inputs, return_final_state=state is not None, backend=backend, **around)
+    if state is not None:
+        y, state = y
+    return (y if keep is None else kept(y, keep) * F.silu(z)), state
 
 
 def _per_head(x, weight):

@@ -4,17 +4,15 @@ import torch
 import torch.nn.functional as F
 
 from recbole_hydra.errors import BackendError
-from recbole_hydra.ops.causal_conv1d.cuda_package import (
-    INSTALL_HINT,
-    causal_conv1d_cuda,
-    load_kernel,
-)
+from recbole_hydra.ops import triton_support
+from recbole_hydra.ops.causal_conv1d import cuda_package
 from recbole_hydra.ops.causal_conv1d.naive import causal_conv1d_naive
 from recbole_hydra.ops.causal_conv1d.torch_conv import causal_conv1d_torch
 
 __all__ = ["BACKENDS", "causal_conv1d"]
 
-BACKENDS = ("causal_conv1d", "numba", "torch", "naive")
+#: In the order in which "auto" tries them.
+BACKENDS = ("causal_conv1d", "numba", "triton", "torch", "naive")
 
 
 def causal_conv1d(
@@ -41,9 +39,9 @@ def causal_conv1d(
         return_final_state: also return the last ``width - 1`` inputs, the next call's
             ``initial_state``.
         activation: None, "silu" or "swish" (the same).
-        backend: "naive", "torch" (both any device and dtype), "numba" (CPU, float32),
-            "causal_conv1d" (CUDA, widths 2 to 4, no states) or "auto", the fastest of them that
-            fits the call.
+        backend: "naive", "torch" (both any device and dtype), "numba" (CPU, float32), "triton"
+            (GPU), "causal_conv1d" (CUDA, widths 2 to 4, no states) or "auto", the first of the
+            others that fits the call.
 
     Returns:
         y, (batch, length, channels); with ``return_final_state`` the pair (y, final_state).
@@ -65,13 +63,15 @@ def causal_conv1d(
         raise BackendError(f"causal_conv1d: backend {backend!r} cannot be used: {objection}")
 
     if backend == "causal_conv1d":
-        return causal_conv1d_cuda(x, weight, bias, activation)
-    if backend == "numba":
-        # Imported here: numba takes a second to load, which a GPU run need not spend.
-        from recbole_hydra.ops.causal_conv1d.numba_cpu import causal_conv1d_numba
+        return cuda_package.causal_conv1d_cuda(x, weight, bias, activation)
+    if backend in ("numba", "triton"):
+        # Imported here: each takes a second to load, which a run on the other need not spend.
+        if backend == "numba":
+            from recbole_hydra.ops.causal_conv1d.numba_cpu import causal_conv1d_numba as conv
+        else:
+            from recbole_hydra.ops.causal_conv1d.triton_gpu import causal_conv1d_triton as conv
 
-        silu = activation is not None
-        y, final_state = causal_conv1d_numba(x, weight, bias, initial_state, silu)
+        y, final_state = conv(x, weight, bias, initial_state, activation is not None)
     else:
         conv = causal_conv1d_torch if backend == "torch" else causal_conv1d_naive
         y, final_state = conv(x, weight, bias, initial_state)
@@ -89,6 +89,11 @@ def _objection(name, x, weight, with_states):
             return f"it runs on the CPU only, the input is on {x.device}; use torch"
         if x.dtype != torch.float32 or weight.dtype != torch.float32:
             return f"it computes in float32, the input is {x.dtype}; use torch"
+    if name == "triton":
+        if objection := triton_support.objection(x.device):
+            return f"{objection}; use torch"
+        if x.dtype == torch.float64:
+            return "it computes in float32, the input is float64; use torch"
     return None
 
 
@@ -96,8 +101,8 @@ def _cuda_objection(x, weight, with_states):
     """Say why the CUDA kernel cannot take this call, or return None."""
     if x.device.type != "cuda":
         return f"it runs on CUDA only, the input is on {x.device}; use torch or naive"
-    if load_kernel()[0] is None:
-        return f"causal-conv1d's kernel is not importable ({load_kernel()[1]}); {INSTALL_HINT}"
+    if why := cuda_package.why_not_importable():
+        return f"causal-conv1d's kernel is not importable ({why}); {cuda_package.INSTALL_HINT}"
     if not 2 <= weight.shape[1] <= 4:
         return f"its kernel takes widths 2 to 4, got {weight.shape[1]}; use torch"
     if with_states:

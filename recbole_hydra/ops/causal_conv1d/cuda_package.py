@@ -3,6 +3,8 @@
 from functools import lru_cache
 from importlib import import_module
 
+import torch
+
 INSTALL_HINT = (
     "install it on a machine with CUDA: pip install --no-build-isolation 'recbole-hydra[cuda]'"
 )
@@ -16,6 +18,12 @@ def load_kernel():
         return import_module("causal_conv1d").causal_conv1d_fn, None
     except Exception as error:  # a broken build raises anything from ImportError to OSError
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@torch.compiler.assume_constant_result
+def why_not_importable() -> str | None:
+    """Say why the kernel cannot be imported, or return None."""
+    return load_kernel()[1]
 
 
 def causal_conv1d_cuda(x, weight, bias=None, activation=None):

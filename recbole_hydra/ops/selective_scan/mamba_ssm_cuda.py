@@ -8,6 +8,8 @@ ignores a gradient that arrives through the final state; calls that need either 
 from functools import lru_cache
 from importlib import import_module
 
+import torch
+
 INSTALL_HINT = (
     "install it on a machine with CUDA: pip install --no-build-isolation 'recbole-hydra[cuda]' "
     "(mamba-ssm built from its main branch needs MAMBA_KEEP_CUDA_BUILD=TRUE)"
@@ -28,22 +30,40 @@ def load_kernel():
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def selective_scan_mamba_ssm(u, delta, A, B, C, D=None):
+@torch.compiler.assume_constant_result
+def why_not_importable() -> str | None:
+    """Say why the kernel cannot be imported, or return None."""
+    return load_kernel()[1]
+
+
+def selective_scan_mamba_ssm(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False
+):
     """Call the kernel. CUDA tensors; shapes as in the dispatcher; the state starts at zero.
 
     Returns ``(y, final_state)``; the final state carries no gradient.
     """
     kernel, _ = load_kernel()
+
     # Ours is (batch, length, channels) and (batch, length, groups, d_state); the kernel's is
-    # (batch, channels, length) and (batch, groups, d_state, length). It wants B and C in the
-    # dtype of u, and A and D in float32.
+    # (batch, channels, length) and (batch, groups, d_state, length). It wants all of them in the
+    # dtype of u, and A, D and the bias in float32.
+    def sequence(x):
+        return None if x is None else x.transpose(1, 2).contiguous().to(u.dtype)
+
+    def weights(x):
+        return None if x is None else x.float()
+
     y, final_state = kernel(
-        u.transpose(1, 2).contiguous(),
-        delta.transpose(1, 2).contiguous().to(u.dtype),
-        A.float(),
+        sequence(u),
+        sequence(delta),
+        weights(A),
         B.permute(0, 2, 3, 1).contiguous().to(u.dtype),
         C.permute(0, 2, 3, 1).contiguous().to(u.dtype),
-        None if D is None else D.float(),
+        weights(D),
+        z=sequence(z),
+        delta_bias=weights(delta_bias),
+        delta_softplus=delta_softplus,
         return_last_state=True,
     )
     return y.transpose(1, 2), final_state.detach()

@@ -1,0 +1,37 @@
+"""What the operations written in Triton share: whether it is there, and can run on a device."""
+
+import os
+from functools import lru_cache
+from importlib import import_module
+
+import torch
+
+
+@lru_cache(maxsize=1)
+def _import_error() -> str | None:
+    try:
+        import_module("triton")
+    except Exception as error:  # a broken installation raises anything
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+@torch.compiler.assume_constant_result
+def why_not_importable() -> str | None:
+    """Say why triton cannot be imported, or return None."""
+    return _import_error()
+
+
+def objection(device) -> str | None:
+    """Say in a few words why Triton's kernels cannot run on ``device``, or return None.
+
+    On the CPU they run in Triton's interpreter, for tests: with ``TRITON_INTERPRET=1`` in the
+    environment before they are imported.
+    """
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it runs on a GPU only, the input is on cpu"
+    if device.type not in ("cpu", "cuda"):
+        return f"it runs on a GPU only, the input is on {device}"
+    if why := why_not_importable():
+        return f"triton, which comes with torch for CUDA on Linux, is not importable ({why})"
+    return None
