@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections import OrderedDict
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,17 +14,20 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_hydra import checkpoint
-from recbole_hydra.checks import positive_number
+from recbole_hydra.checks import one_of, positive_number
 from recbole_hydra.data.domains import DomainLoaders
 from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
-from recbole_hydra.errors import CheckpointError, TrainingError
+from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
 from recbole_hydra.window_loss import WindowLoss
 
 BEST, LAST = ".best.pth", ".last.pth"
 
 #: Where ``learning_rate_decay`` ends, in parts of the learning rate.
 LEAST_RATE = 0.02
+
+#: What ``enable_amp`` computes in.
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: Settings that a resumed run cannot change: its scores, its split, or its state would not fit.
 FIXED = ("seed", "learner", "valid_metric", "eval_args", "training_mode", "carry_state")
@@ -41,6 +45,17 @@ def get_trainer(config) -> type:
     """
     base = get_recbole_trainer(config["MODEL_TYPE"], config["model"])
     return base if config["MODEL_TYPE"] == ModelType.DECISIONTREE else _resumable(base)
+
+
+@contextmanager
+def _autocast_to(device_type, dtype):
+    """Let autocast, which RecBole enters without a dtype, compute in ``dtype``."""
+    before = torch.get_autocast_dtype(device_type)
+    torch.set_autocast_dtype(device_type, dtype)
+    try:
+        yield
+    finally:
+        torch.set_autocast_dtype(device_type, before)
 
 
 def run_name(config) -> str:
@@ -67,6 +82,9 @@ class ResumableTrainer:
     def __init__(self, config, model):
         checkpoint.check_writable(config["checkpoint_dir"])
         super().__init__(config, model)
+        self.amp_dtype = AMP_DTYPES[one_of("amp_dtype", config["amp_dtype"], AMP_DTYPES)]
+        if self.enable_amp and self.amp_dtype == torch.float16:
+            self._turn_scaler_on()
         if config["training_mode"] == "autoregressive":
             self.eval_collector = TargetCollector(config)
         self._name_files(Path(self.checkpoint_dir) / run_name(config))
@@ -83,6 +101,20 @@ class ResumableTrainer:
     def _name_files(self, run):
         self.saved_model_file = f"{run}{BEST}"
         self.last_model_file = f"{run}{LAST}"
+
+    def _turn_scaler_on(self):
+        """float16 loses small gradients unless the loss is scaled up."""
+        if self.device.type != "cuda":
+            raise ConfigError(
+                f"amp_dtype: fp16 needs a GPU, whose gradients are scaled, not {self.device}; use "
+                "bf16"
+            )
+        if self.clip_grad_norm:
+            raise ConfigError(
+                "clip_grad_norm, amp_dtype: with fp16, RecBole would clip gradients that are "
+                "scaled up; use bf16, or remove clip_grad_norm"
+            )
+        self.enable_scaler = True
 
     def describe_data(self, vocabulary: dict, histories: dict) -> None:
         """Give the checkpoints the raw ids and the users' histories; see :mod:`.data.dataset`."""
@@ -166,7 +198,8 @@ class ResumableTrainer:
             loss_func = WindowLoss(
                 self.model, self.config["carry_state"], self.config["later_targets"]
             )
-        loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
+        with _autocast_to(self.device.type, self.amp_dtype):
+            loss = super()._train_epoch(train_data, epoch_idx, loss_func, show_progress)
         seconds = time.perf_counter() - start
         if not checkpoint.is_finite(self.model):
             self._stop("a parameter is not a finite number at the end of")

@@ -9,7 +9,9 @@ from conftest import DATASETS, SMALL_HYDRA, small
 import recbole_hydra
 from recbole_hydra import Hydra, run_recbole_hydra
 from recbole_hydra.cli import main
+from recbole_hydra.errors import ConfigError
 from recbole_hydra.quick_start import count_parameters
+from recbole_hydra.trainer import ResumableTrainer
 
 
 def test_the_result_is_recboles_and_what_it_cost(run_small):
@@ -109,6 +111,41 @@ def test_runs_of_one_process_log_to_files_of_their_own(run_small, tmp_path):
         text = log.read_text()
         assert "epoch 1 training" in text and f"{model} on tiny: 2 epochs" in text
         assert "metric" in text and "hit@10" in text
+
+
+def test_mixed_precision_computes_in_what_was_asked_for(run_small, monkeypatch):
+    seen, step = [], ResumableTrainer._check_nan
+
+    def check_nan(self, loss):
+        seen.append((torch.get_autocast_dtype("cpu"), self.enable_scaler))
+        step(self, loss)
+
+    monkeypatch.setattr(ResumableTrainer, "_check_nan", check_nan)
+    torch.set_autocast_dtype("cpu", torch.float16)  # what somebody else has asked for
+    try:
+        run_small("SASRec", enable_amp=True, epochs=1)
+        assert set(seen) == {(torch.bfloat16, False)}
+        assert torch.get_autocast_dtype("cpu") == torch.float16
+    finally:
+        torch.set_autocast_dtype("cpu", torch.bfloat16)
+    with pytest.raises(ConfigError, match="amp_dtype: fp16 needs a GPU, .* use bf16"):
+        run_small("SASRec", enable_amp=True, amp_dtype="fp16")
+    with pytest.raises(ConfigError, match="amp_dtype must be one of bf16, fp16, got 'half'"):
+        run_small("SASRec", amp_dtype="half")
+
+
+def test_fp16_turns_the_scaler_on():
+    trainer = ResumableTrainer.__new__(ResumableTrainer)
+    trainer.device, trainer.clip_grad_norm, trainer.enable_scaler = (
+        torch.device("cuda"),
+        None,
+        False,
+    )
+    trainer._turn_scaler_on()
+    assert trainer.enable_scaler
+    trainer.clip_grad_norm = {"max_norm": 5}
+    with pytest.raises(ConfigError, match="clip_grad_norm, amp_dtype: with fp16, RecBole would"):
+        trainer._turn_scaler_on()
 
 
 def test_the_log_says_which_scan_was_taken_and_what_was_decided(monkeypatch):
