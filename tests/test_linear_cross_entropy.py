@@ -1,10 +1,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_interpreter import DEVICE, needs_triton
 
 from recbole_hydra.errors import BackendError
-from recbole_hydra.ops import linear_cross_entropy
+from recbole_hydra.ops import linear_cross_entropy, triton_support
 from recbole_hydra.ops.linear_cross_entropy import blocked, numba_cpu
+
+try:
+    from recbole_hydra.ops.linear_cross_entropy import triton_gpu
+except ImportError:
+    triton_gpu = None
 
 
 def inputs(n, width, n_items, scale=1.0, dtype=torch.float32, seed=0):
@@ -54,9 +60,48 @@ def test_equals_the_definition(shape, scale, dtype, tolerance):
         assert_close(got, want, tolerance * max(1.0, scale))
 
 
+@needs_triton
+@pytest.mark.parametrize("shape", [(1, 1, 2), (7, 8, 5), (33, 16, 4001), (300, 48, 101)])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.005)]
+)
+def test_triton_equals_the_definition(monkeypatch, shape, dtype, tolerance):
+    monkeypatch.setattr(triton_gpu, "rows_of_block", lambda n, *_: min(n, 128))
+    hidden, weight, target = inputs(*shape, 0.5, dtype)
+    h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    want = loss_and_gradients(F.cross_entropy(h @ w.T, target), h, w)
+    moved = [x.detach().to(DEVICE).requires_grad_(x.requires_grad) for x in (hidden, weight)]
+    loss, log_sum = linear_cross_entropy(
+        *moved, target.to(DEVICE), return_log_sum=True, backend="triton"
+    )
+    assert loss.dtype == log_sum.dtype == torch.float32 and not log_sum.requires_grad
+    got = loss_and_gradients(loss, *moved)
+    assert [x.dtype for x in got[1:]] == [dtype, dtype]
+    assert_close([x.cpu() for x in got], want, tolerance)
+    want = torch.logsumexp(h.detach() @ w.detach().T, 1)
+    assert_close([log_sum.cpu()], [want], tolerance)
+    with torch.no_grad():
+        again = linear_cross_entropy(*moved, target.to(DEVICE), backend="triton")
+    torch.testing.assert_close(again, loss.detach())
+
+
+@needs_triton
+def test_triton_is_taken_on_a_gpu_and_named_elsewhere(monkeypatch):
+    hidden, weight, target = inputs(20, 8, 30)
+    assert triton_support.automatic(["triton", "naive"], torch.device("cuda"))[0] == "triton"
+    assert triton_support.automatic(["triton", "naive"], torch.device("cpu")) == ["naive"]
+    monkeypatch.setattr(triton_gpu, "softmax_products", None)
+    linear_cross_entropy(hidden, weight, target)  # not in the interpreter
+    with pytest.raises(BackendError, match="triton does not fit: .*float64; use blocked"):
+        linear_cross_entropy(hidden.double(), weight.double(), target, backend="triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendError, match="triton does not fit: .*GPU only.*; use blocked"):
+        linear_cross_entropy(hidden, weight, target, backend="triton")
+
+
 @pytest.mark.parametrize("rows", [1, 7, 20])
 def test_any_size_of_block(monkeypatch, rows):
-    monkeypatch.setattr(blocked, "_rows_of_block", lambda *_: rows)
+    monkeypatch.setattr(blocked, "rows_of_block", lambda *_: rows)
     hidden, weight, target = inputs(20, 8, 30)
     want = loss_and_gradients(
         linear_cross_entropy(hidden, weight, target, backend="naive"), hidden, weight
@@ -190,7 +235,7 @@ def test_a_target_outside_the_catalogue(width):
         ({"weight": torch.zeros(30, 7)}, r"weight must be .n_items, 8. to fit hidden, got .30, 7."),
         ({"target": torch.zeros(19, dtype=torch.long)}, r"target must be .20,. item ids .* .19,."),
         ({"target": torch.zeros(20)}, r"target must be .* torch.float32"),
-        ({"backend": "fast"}, "unknown backend 'fast'; use auto, numba, blocked, naive"),
+        ({"backend": "fast"}, "unknown backend 'fast'; use auto, numba, triton, blocked, naive"),
         ({"backend": "numba"}, "numba does not fit: it takes widths of a multiple of 16, got 8"),
         (
             {"backend": "numba", "hidden": torch.zeros(20, 8).double()},

@@ -35,3 +35,8 @@ def objection(device) -> str | None:
     if why := why_not_importable():
         return f"triton, which comes with torch for CUDA on Linux, is not importable ({why})"
     return None
+
+
+def automatic(backends, device) -> list[str]:
+    """Those of ``backends`` that "auto" may take: Triton's interpreter is for those who name it."""
+    return [name for name in backends if name != "triton" or device.type != "cpu"]

@@ -53,8 +53,8 @@ def causal_conv1d(
     _check(x, weight, bias, initial_state, activation)
     with_states = initial_state is not None or return_final_state
     if backend == "auto":
-        fitting = (name for name in BACKENDS if _objection(name, x, weight, with_states) is None)
-        backend = next(fitting)
+        names = triton_support.automatic(BACKENDS, x.device)
+        backend = next(name for name in names if not _objection(name, x, weight, with_states))
     elif backend not in BACKENDS:
         raise BackendError(
             f"causal_conv1d: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"

@@ -3,12 +3,14 @@
 import torch
 
 from recbole_hydra.errors import BackendError
+from recbole_hydra.ops import triton_support
 from recbole_hydra.ops.linear_cross_entropy.blocked import linear_cross_entropy_blocked
 from recbole_hydra.ops.linear_cross_entropy.naive import linear_cross_entropy_naive
 
 __all__ = ["BACKENDS", "linear_cross_entropy"]
 
-BACKENDS = ("numba", "blocked", "naive")
+#: In the order in which "auto" tries them.
+BACKENDS = ("numba", "triton", "blocked", "naive")
 
 
 def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="auto"):
@@ -24,9 +26,10 @@ def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="
         target: item ids, (n,), int64, in 0 .. n_items - 1.
         return_log_sum: also return log sum exp of every row's scores, the log of its softmax's
             denominator.
-        backend: "numba" (CPU, float32, widths of a multiple of 16), "blocked" (torch, any device
-            and dtype), "naive" (all scores at once, the specification) or "auto", the first that
-            fits. float16 and bfloat16, autocast's included, are summed up in float32.
+        backend: "numba" (CPU, float32, widths of a multiple of 16), "triton" (GPU), "blocked"
+            (torch, any device and dtype), "naive" (all scores at once, the specification) or
+            "auto", the first that fits. float16 and bfloat16, autocast's included, are summed up
+            in float32.
 
     Returns:
         The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``;
@@ -55,22 +58,38 @@ def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="
         raise BackendError(
             f"linear_cross_entropy: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
         )
-    objection = _objection_to_numba(hidden, weight)
     if backend == "auto":
-        backend = "blocked" if objection else "numba"
-    elif backend == "numba" and objection:
-        raise BackendError(f"linear_cross_entropy: numba does not fit: {objection}")
+        names = triton_support.automatic(BACKENDS, hidden.device)
+        backend = next(name for name in names if not _objection(name, hidden, weight))
+    elif objection := _objection(backend, hidden, weight):
+        raise BackendError(f"linear_cross_entropy: {backend} does not fit: {objection}")
+    # Imported here: each takes a second to load, which a run on the other need not spend.
     if backend == "numba":
-        # Imported here: numba takes a second to load, which a GPU run need not spend.
         from recbole_hydra.ops.linear_cross_entropy.numba_cpu import linear_cross_entropy_numba
 
         compute = linear_cross_entropy_numba
+    elif backend == "triton":
+        from recbole_hydra.ops.linear_cross_entropy.triton_gpu import linear_cross_entropy_triton
+
+        compute = linear_cross_entropy_triton
     elif backend == "blocked":
         compute = linear_cross_entropy_blocked
     else:
         compute = linear_cross_entropy_naive
     loss, log_sum = compute(hidden, weight, target)
     return (loss, log_sum) if return_log_sum else loss
+
+
+def _objection(name, hidden, weight):
+    """One line about why backend ``name`` does not fit the call, or None."""
+    if name == "numba":
+        return _objection_to_numba(hidden, weight)
+    if name == "triton":
+        if objection := triton_support.objection(hidden.device):
+            return f"{objection}; use blocked"
+        if torch.float64 in (hidden.dtype, weight.dtype):
+            return "it computes in float32, the input is float64; use blocked"
+    return None
 
 
 def _objection_to_numba(hidden, weight):

@@ -36,7 +36,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         n = len(hidden)
         wants_grad = hidden.requires_grad or weight.requires_grad
         h, W = hidden.detach().to(dtype), weight.detach().to(dtype)
-        target_rows = W.index_select(0, target).to(_sum_dtype(dtype))
+        target_rows = W.index_select(0, target).to(sum_dtype(dtype))
         log_sum, grad_h, grad_W = products(h, W, wants_grad)
         h = h.to(log_sum.dtype)
         loss = (log_sum.sum() - (h * target_rows).sum()) / n
@@ -66,12 +66,12 @@ def softmax_products(h, W, wants_grad=True):
     Returns:
         Tensors (n,), (n, width) and (n_items, width), float32 or float64.
     """
-    n, n_items, sums = len(h), len(W), _sum_dtype(h.dtype)
+    n, n_items, sums = len(h), len(W), sum_dtype(h.dtype)
     shifted = h.dtype != sums or _largest_logit(h, W) > SAFE_LOGIT
     log_sums = h.new_empty(n, dtype=sums)
     p_W = h.new_empty(h.shape, dtype=sums) if wants_grad else None
     p_h = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
-    rows = _rows_of_block(n, n_items, h.device)
+    rows = rows_of_block(n, n_items, h.device)
     buffer = h.new_empty(n_items, rows)
     for start in range(0, n, rows):
         block = slice(start, start + rows)
@@ -89,12 +89,13 @@ def softmax_products(h, W, wants_grad=True):
     return log_sums, p_W, p_h
 
 
-def _sum_dtype(dtype):
+def sum_dtype(dtype):
     """float16 and bfloat16 enter the products; sums, softmax and gradients are float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _rows_of_block(n, n_items, device):
+def rows_of_block(n, n_items, device):
+    """Rows whose logits exist at once."""
     if device.type == "cpu":
         rows = max(CACHED // n_items, min(n // 20, MOST // n_items), 32)
         rows -= rows % 32  # matrix products fill their vectors
@@ -124,14 +125,20 @@ def _exponentials(logits, sums, shifted):
     return (logits.to(sums) - log_sum).exp_().to(logits.dtype), log_sum, torch.ones_like(log_sum)
 
 
+def products_dtype(hidden, weight):
+    """The dtype of the products: autocast's where it is on."""
+    device = hidden.device.type
+    dtype = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return dtype
+
+
 def linear_cross_entropy_blocked(hidden, weight, target):
     """What :func:`.naive.linear_cross_entropy_naive` returns, on any device, in any dtype.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
-    device = hidden.device.type
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    dtype = products_dtype(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
         return LinearCrossEntropy.apply(hidden, weight, target, dtype, softmax_products)

@@ -1,0 +1,74 @@
+"""Cross-entropy of a linear layer on a GPU: :mod:`.blocked` with its softmax in one Triton kernel.
+
+The products of a block of rows are the library's, whose matrix products are the fastest there are;
+between them the kernel turns the block's logits into probabilities in place, reading them twice and
+writing them once, where torch's own operations go over them five times.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from recbole_hydra.ops.linear_cross_entropy.blocked import (
+    LinearCrossEntropy,
+    products_dtype,
+    rows_of_block,
+    sum_dtype,
+)
+
+#: Items that a program reads at once.
+ITEMS = 2048
+
+
+@triton.jit
+def _softmax(logits, log_sums, n_items, stride, ITEMS: tl.constexpr):
+    """Row by row, in place: exp(logits - log sum exp(logits)); the latter into log_sums."""
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * stride
+    item = tl.arange(0, ITEMS)
+    largest, total = -float("inf"), 0.0
+    for start in range(0, n_items, ITEMS):
+        x = tl.load(logits + start + item, start + item < n_items, -float("inf")).to(tl.float32)
+        now = tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(largest - now) + tl.sum(tl.exp(x - now), 0)
+        largest = now
+    log_sum = largest + tl.log(total)
+    tl.store(log_sums + row, log_sum)
+    for start in range(0, n_items, ITEMS):
+        there = start + item < n_items
+        x = tl.load(logits + start + item, there, 0.0).to(tl.float32)
+        tl.store(logits + start + item, tl.exp(x - log_sum), there)
+
+
+def softmax_products(h, W, wants_grad=True):
+    """What :func:`.blocked.softmax_products` returns, for float32, bfloat16 and float16."""
+    n, n_items = len(h), len(W)
+    sums = sum_dtype(h.dtype)
+    log_sums = h.new_empty(n, dtype=sums)
+    p_W = h.new_empty(h.shape, dtype=sums) if wants_grad else None
+    p_h = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
+    rows = rows_of_block(n, n_items, h.device)
+    buffer = h.new_empty(rows, n_items)
+    for start in range(0, n, rows):
+        block = slice(start, start + rows)
+        p = torch.mm(h[block], W.T, out=buffer[: len(h[block])])
+        _softmax[(len(p),)](p, log_sums[block], n_items, p.stride(0), ITEMS=ITEMS)
+        if not wants_grad:
+            continue
+        if sums == h.dtype:
+            torch.mm(p, W, out=p_W[block])
+            p_h.addmm_(p.T, h[block])
+        else:
+            p_W[block] = torch.mm(p, W)
+            p_h += torch.mm(p.T, h[block])
+    return log_sums, p_W, p_h
+
+
+def linear_cross_entropy_triton(hidden, weight, target):
+    """What :func:`.naive.linear_cross_entropy_naive` returns, on a GPU.
+
+    Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
+    """
+    dtype = products_dtype(hidden, weight)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return LinearCrossEntropy.apply(hidden, weight, target, dtype, softmax_products)
