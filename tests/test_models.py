@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from conftest import small
 from recbole.data.interaction import Interaction
+from triton_interpreter import DEVICE, needs_triton
 
 from recbole_hydra import Config, Hydra, Mamba4Rec
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.ops import selective_scan
+from recbole_hydra.ops import selective_scan, triton_support
 
 PARITY = Path(__file__).with_name("mamba4rec_official_1layer.npz")
 MODELS = {"Hydra": Hydra, "Mamba4Rec": Mamba4Rec}
@@ -351,3 +352,26 @@ def test_a_named_backend_that_is_missing_says_what_to_install():
     model = build("Hydra", scan_backend="mamba_ssm")
     with pytest.raises(ValueError, match="mamba_ssm.*pip install.*recbole-hydra\\[cuda\\]"):
         model.full_sort_predict(batch())
+
+
+@needs_triton
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("model", ["Hydra", "Mamba4Rec"])
+def test_torch_compile_has_no_graph_break_in_a_layer(model, training, monkeypatch):
+    monkeypatch.setattr(triton_support, "automatic", lambda backends, device: ["triton"])
+    recommender = build(model, scan_backend="triton")
+    layers = recommender.layers if model == "Hydra" else recommender.mamba_layers
+    layer = layers[0].to(DEVICE).train(training)
+    states = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (layer, compiled):
+        torch.manual_seed(0)
+        H = states.clone().requires_grad_()
+        out = function(H)
+        parameters = [H, *layer.parameters()]
+        results.append([out, *torch.autograd.grad((out**2).sum(), parameters)])
+    if training:  # dropout draws other numbers in a compiled graph
+        return
+    for eager, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, eager)

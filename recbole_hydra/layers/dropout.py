@@ -13,14 +13,17 @@ class Dropout(nn.Dropout):
     torch's CPU generator draws one number per element, a tenth of a training step of Hydra. Here a
     draw of 64 bits serves four elements, so that probabilities are multiples of 2^-16 (0.2 becomes
     0.199997); what is kept is scaled by that very probability, so that the expectation is exact.
-    Draws come from torch's generator: a seed gives the same masks. Elsewhere it is ``nn.Dropout``.
+    Draws come from torch's generator: a seed gives the same masks. On a GPU, and compiled, it is
+    ``nn.Dropout``.
     """
 
     def forward(self, x):
         """Drop elements of ``x``, of any shape, with probability ``p`` while training."""
         threshold = round(self.p * 2**_BITS)
         exact = threshold in (0, 2**_BITS)  # nothing or everything, as far as 16 bits can tell
-        if not self.training or exact or x.device.type != "cpu":
+        # torch.compile fuses what nn.Dropout does, and cannot trace random_.
+        elsewhere = x.device.type != "cpu" or torch.compiler.is_compiling()
+        if not self.training or exact or elsewhere:
             return super().forward(x)
         draws = torch.empty(-(-x.numel() * _BITS // 64), dtype=torch.int64)
         # The whole range of int64, which random_ covers when it is told its lower end.

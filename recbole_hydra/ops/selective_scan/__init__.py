@@ -124,7 +124,7 @@ class _Call(NamedTuple):
 
 
 def _announce(name, why):
-    if (name, why) in _announced or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (name, why) in _announced:
         return
     _announced.add((name, why))
     level = logging.WARNING if why.startswith("slow") else logging.INFO
