@@ -117,7 +117,9 @@ def _backward(
     N: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_Z: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """gA, (batch, N, channels), starts as zeros, gh as the gradient of the final state."""
+    """gA and gh, (2, batch, N, channels), are what the chunks so far add up to and hand on: a chunk
+    reads one half and writes the other, since no thread waits for another between the two. The
+    first half starts as zeros, and as the gradient of the final state."""
     row = tl.program_id(0).to(tl.int64)
     group, part, c, inside = _channels(channels, groups, BLOCK)
     step = tl.arange(0, CHUNK)
@@ -128,6 +130,8 @@ def _backward(
     state = row * N * channels + c
     for k in range(chunks):
         chunk = chunks - 1 - k
+        half = tl.num_programs(0) * N * tl.cast(channels, tl.int64)
+        old, new = state + k % 2 * half, state + (k + 1) % 2 * half
         t = tl.cast(chunk, tl.int64) * CHUNK + step
         within = t < length
         mask = within[:, None] & inside[None, :]
@@ -170,17 +174,17 @@ def _backward(
             x = w * bt[:, None]
             product, now = tl.associative_scan((a, x), 0, _combine)
             now += product * h[None, :]  # the states after each step
-            g = tl.load(gh + state + n * channels, inside, 0.0)
+            g = tl.load(gh + old + n * channels, inside, 0.0)
             next_a = tl.exp2(next_dt * (A_n * _LOG2E)[None, :])
             product, grad = tl.associative_scan((next_a, gyt * ct[:, None]), 0, _combine, True)
             grad += product * g[None, :]
             g = tl.sum(tl.where(step[:, None] == 0, a * grad, 0.0), 0)
-            tl.store(gh + state + n * channels, g, inside)
+            tl.store(gh + new + n * channels, g, inside)
             through_w += grad * bt[:, None]
             gx = grad * (now - x)  # a_t h_{t-1} = h_t - x_t: d loss / d (delta_t A)
             through_a += gx * A_n[None, :]
-            sum_A = tl.load(gA + state + n * channels, inside, 0.0) + tl.sum(gx * dt, 0)
-            tl.store(gA + state + n * channels, sum_A, inside)
+            sum_A = tl.load(gA + old + n * channels, inside, 0.0) + tl.sum(gx * dt, 0)
+            tl.store(gA + new + n * channels, sum_A, inside)
             yt += now * ct[:, None]
             tl.store(gB + sums + n * length, tl.sum(grad * w, 1), within)
             tl.store(gC + sums + n * length, tl.sum(gyt * now, 1), within)
@@ -297,23 +301,24 @@ def _scan_backward(
     parts = _sizes(channels, groups)[1]
     gB = states.new_empty((parts, batch, groups, d_state, length))
     gC = torch.empty_like(gB)
-    gA = states.new_zeros((batch, d_state, channels))
+    gA = states.new_zeros((2, batch, d_state, channels))
     gh = torch.zeros_like(gA)  # d loss / d state, walking backwards
     if gfinal is not None:
-        gh.copy_(gfinal.transpose(1, 2))
+        gh[0] = gfinal.transpose(1, 2)
     gD, gbias = (x if x is None else x.new_empty((batch, channels)) for x in (D, bias))
     _launch(
         _backward, u, delta, A, B, C, D, bias, z, states, gy.contiguous(),
         gu, gdelta, gA, gB, gC, gD, gbias, gz, gh, softplus=softplus,
     )  # fmt: skip
+    last = (states.shape[1] - 1) % 2  # the half that the first chunk wrote
     none = states.new_empty(0)
     return [
         gu,
         gdelta,
-        gA.sum(0).T.contiguous(),
+        gA[last].sum(0).T.contiguous(),
         gB.sum(0).permute(0, 3, 1, 2).to(B.dtype, memory_format=torch.contiguous_format),
         gC.sum(0).permute(0, 3, 1, 2).to(C.dtype, memory_format=torch.contiguous_format),
-        gh.transpose(1, 2).contiguous(),
+        gh[last].transpose(1, 2).contiguous(),
         none if gD is None else gD.sum(0),
         none.clone() if gbias is None else gbias.sum(0),
         none.clone() if gz is None else gz,
