@@ -30,8 +30,9 @@ NAME, BASE = "ablation", "defaults"
 METRICS = ("ndcg@10", "hit@10", "mrr@10")
 COLUMNS = ("ndcg@10", "ndcg@10, masked", "best_epoch", "seconds_per_epoch")
 #: Settings that the report names.
-SAID = ("dropout_prob", "MAX_ITEM_LIST_LENGTH", "stopping_step")
-COMMON = {"epochs": 100, "stopping_step": 10, "show_progress": False, "state": "WARNING"}
+SAID = ("MAX_ITEM_LIST_LENGTH", "epochs", "stopping_step")
+#: The learning rate has fallen after 30 epochs.
+COMMON = {"epochs": 30, "stopping_step": 10, "show_progress": False, "state": "WARNING"}
 
 #: {factor: {what is changed: settings}}; the base of all is the defaults.
 FACTORS = {
@@ -86,7 +87,10 @@ FACTORS = {
         "linear 0.2": {"linear_initializer_range": 0.2},
     },
     "weight_decay": {"1e-6": {"weight_decay": 1e-6}, "1e-5": {"weight_decay": 1e-5}},
-    "learning_rate": {"0.001": {"learning_rate": 1e-3}, "0.002": {"learning_rate": 2e-3}},
+    "learning_rate": {"0.003": {"learning_rate": 3e-3}, "0.01": {"learning_rate": 1e-2}},
+    "learning_rate_decay": {
+        "none, from 0.003": {"learning_rate": 3e-3, "learning_rate_decay": None, "epochs": 100},
+    },
 }
 
 
