@@ -218,6 +218,8 @@ def test_half_precision_keeps_its_dtype_and_a_float32_state(dtype, backend):
     assert {x.dtype for x in got[2:]} == {dtype}
     want = forward_and_gradients([x.to(dtype) for x in inputs], torch.float64, "naive")
     assert_close(got, want, ["y", "final_state", *NAMES], 0.02)
+    gated = selective_scan(*args, backend=backend, z=args[0].float())
+    assert gated.dtype == dtype
 
 
 @pytest.mark.parametrize("backend", ["numba", "naive", TRITON])

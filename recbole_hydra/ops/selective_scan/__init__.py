@@ -108,8 +108,9 @@ def _run(name, dtype, inputs, z, delta_bias, delta_softplus):
         delta = F.softplus(delta)
     inputs = (u, delta, A, B, C, D, initial_state)
     y, final_state = scan(*(x if x is None else x.to(dtype) for x in inputs))
-    y = y.to(u.dtype)
-    return y if z is None else y * F.silu(z), final_state
+    if z is not None:
+        y = y * F.silu(z)
+    return y.to(u.dtype), final_state
 
 
 class _Call(NamedTuple):
