@@ -40,3 +40,8 @@ def objection(device) -> str | None:
 def automatic(backends, device) -> list[str]:
     """Those of ``backends`` that "auto" may take: Triton's interpreter is for those who name it."""
     return [name for name in backends if name != "triton" or device.type != "cpu"]
+
+
+def dense(x):
+    """x, or None, with its last dimension contiguous, as the kernels address it."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from recbole_hydra.ops.triton_support import dense
+
 STEPS, BLOCK = 64, 32
 
 
@@ -99,17 +101,12 @@ def _options(weight, bias, state, silu) -> dict:
     }  # fmt: skip
 
 
-def _dense(x):
-    """x with its last dimension contiguous."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
 @torch.library.custom_op("recbole_hydra::causal_conv1d", mutates_args=())
 def _conv(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     initial_state: torch.Tensor | None, silu: bool,
 ) -> torch.Tensor:  # fmt: skip
-    x, weight = _dense(x), weight.contiguous()
+    x, weight = dense(x), weight.contiguous()
     state = None if initial_state is None else initial_state.contiguous()
     batch, length, channels = x.shape
     y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
@@ -132,7 +129,7 @@ def _conv_backward(
 ) -> list[torch.Tensor]:  # fmt: skip
     """Returns the gradients of the inputs, the initial state first (zeros before x, where there is
     none) and x; then weight and bias, a bias of zero where there is none."""
-    x, weight = _dense(x), weight.contiguous()
+    x, weight = dense(x), weight.contiguous()
     state = None if initial_state is None else initial_state.contiguous()
     batch, length, channels = x.shape
     width = weight.shape[1]

@@ -20,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
+from recbole_hydra.ops.triton_support import dense
+
 #: Steps of a chunk, and channels of a program, at most. Compiled for sm_90 with four warps, the
 #: forward pass then takes 95 registers a thread and the backward pass 190, and none are spilled;
 #: with twice the steps the latter has all 255.
@@ -206,35 +208,12 @@ def _backward(
         tl.store(gbias + row * channels + c, sum_bias, inside)
 
 
-def _sizes(channels, groups) -> tuple[int, int]:
-    """Channels of a program, and programs per group."""
-    block = min(BLOCK, triton.next_power_of_2(channels // groups))
-    return block, triton.cdiv(channels // groups, block)
-
-
-def _chunk(length) -> int:
-    """Steps of a chunk: a tile of short sequences has few rows without a step."""
-    return 16 if length <= 16 else CHUNK
-
-
-def _strides(u, delta, B, C, z):
-    z = u if z is None else z
-    return *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3], *z.stride()[:2]
-
-
-def _dense(x):
-    """x, with its last dimension contiguous."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
 def _launch(kernel, u, delta, A, B, C, D, bias, z, *others, softplus):
     """Run a kernel over all rows and channels; ``others`` follow z in its arguments."""
     batch, length, channels = u.shape
     groups = B.shape[2]
     block, parts = _sizes(channels, groups)
-    u, delta, B, C, z = (
-        x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (u, delta, B, C, z)
-    )
+    u, delta, B, C, z = map(dense, (u, delta, B, C, z))
     of_z = (0, 0) if z is None else z.stride()[:2]
     kernel[batch, groups * parts](
         u, delta, A.contiguous(), B, C, D, bias, z, *others,
