@@ -9,11 +9,11 @@
 ``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
 days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
 targets, a learning rate that falls), and both stages also try a model's defaults, with that
-training, with a constant learning rate, and as RecBole trains; what is best on validation is
-chosen. ``compare`` trains every model with what was chosen, and three seeds. Each stage continues
-what a kill left in ``--folder``. Chosen settings go to ``results/quality/<dataset>/<model>.yaml``,
-with the trials beside them, and the comparison's report into the same folder. ``table`` puts what
-is there into one report.
+training and as RecBole trains (on the small sets with a constant learning rate, too); what is best
+on validation is chosen. ``compare`` trains every model with what was chosen, and three seeds. Each
+stage continues what a kill left in ``--folder``. Chosen settings go to
+``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's report
+into the same folder. ``table`` puts what is there into one report.
 """
 
 import argparse
@@ -47,22 +47,27 @@ SETTINGS = {"ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200}}
 #: The budget of a sweep: random configurations, and when ASHA may stop one. The small sets, on
 #: which a model may take twenty epochs before it learns at all, go without it.
 BUDGETS = {
-    "amazon-beauty": {"num_samples": 12, "scheduler": "asha", "grace_period": 9},
+    "amazon-beauty": {"num_samples": 6, "scheduler": "asha", "grace_period": 9},
     "amazon-office": {"num_samples": 16, "scheduler": "none"},
     "amazon-industrial": {"num_samples": 16, "scheduler": "none"},
 }
-#: Seeds that decide between what a sweep found and the defaults: more than the first where a few
-#: thousand users decide and a run takes half a minute.
-SEEDS_TO_CHOOSE = {"amazon-office": SEEDS, "amazon-industrial": SEEDS}
+#: Where a run takes half a minute, but a few thousand users decide: all seeds choose between what a
+#: sweep found and the defaults. Elsewhere the first does, and the constant rate is not tried.
+SMALL = ("amazon-office", "amazon-industrial")
 DATASETS = (*BUDGETS, "ml-1m-prefix")
 #: Epochs of a try where no sweep was made, a third of a run's; the learning rate falls faster.
 TRY_EPOCHS = 10
 NAME, GAINS = "quality", "gain.json"
 #: What the table says of a model's quality.
 QUALITY = ("hit@10", "hit@20", "ndcg@10", "ndcg@20", "mrr@10", "mrr@20", "ndcg@10, masked")
-DEFAULTS = {
-    "defaults": TRAINING, "defaults, constant rate": CONSTANT, "defaults, plain training": PLAIN,
-}  # fmt: skip
+
+
+def defaults(dataset) -> dict:
+    """``{words: settings}``: the ways of training that are tried with a model's defaults."""
+    found = {"defaults": TRAINING}
+    if dataset in SMALL:
+        found["defaults, constant rate"] = CONSTANT
+    return {**found, "defaults, plain training": PLAIN}
 
 
 def settings_of(options) -> dict:
@@ -91,12 +96,13 @@ def search(options, models) -> None:
     for model in models:
         folder = options.folder / options.dataset / f"search-{model}"
         sweep = tune(
-            model, options.dataset, output_dir=folder, resume=folder.exists(), max_concurrent=2,
+            model, options.dataset, output_dir=folder, resume=folder.exists(),
+            max_concurrent=options.trials, cpus_per_trial=1,
             config_dict={**settings_of(options), **TRAINING}, **BUDGETS[options.dataset],
         )  # fmt: skip
         found = {"search": {**TRAINING, **sweep.best["params"]}}
         known = {"search": [sweep.best["best_score"]]}
-        choose(options, model, {**DEFAULTS, **found}, known)
+        choose(options, model, {**defaults(options.dataset), **found}, known)
         trials = chosen(options.dataset, model).with_name(f"{model}-trials.csv")
         pd.read_csv(sweep.folder / "trials.csv").drop(columns="node").to_csv(trials, index=False)
 
@@ -104,7 +110,7 @@ def search(options, models) -> None:
 def carry_over(options, models) -> None:
     """Try the settings that the searched sets chose, with one seed and ``TRY_EPOCHS`` epochs."""
     for model in models:
-        given = dict(DEFAULTS)
+        given = defaults(options.dataset)
         for origin in BUDGETS:
             own = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
             if own not in given.values():
@@ -139,7 +145,7 @@ def choose(options, model, given, known) -> None:
 
     ``known``: scores with the first seed, which need no further run where it alone decides.
     """
-    seeds = SEEDS_TO_CHOOSE.get(options.dataset, SEEDS[:1])
+    seeds = SEEDS if options.dataset in SMALL else SEEDS[:1]
     scores = dict(known) if len(seeds) == 1 else {}
     for origin, settings in given.items():
         if origin not in scores:
@@ -267,6 +273,7 @@ def main():
     parser.add_argument("--dataset", choices=DATASETS)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--folder", type=Path, default=Path(NAME))
+    parser.add_argument("--trials", type=int, default=2, help="of a sweep at a time, a core each")
     options = parser.parse_args()
     if options.stage != "table" and None in (options.data_path, options.dataset):
         parser.error(f"{options.stage} needs --data_path and --dataset")
