@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from triton_interpreter import DEVICE, needs_triton
+from triton_interpreter import DEVICE, TRITON, needs_triton
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import linear_cross_entropy, triton_support
@@ -83,6 +83,43 @@ def test_triton_equals_the_definition(monkeypatch, shape, dtype, tolerance):
     with torch.no_grad():
         again = linear_cross_entropy(*moved, target.to(DEVICE), backend="triton")
     torch.testing.assert_close(again, loss.detach())
+
+
+@needs_triton
+def test_the_operation_of_triton_keeps_the_rules_of_torch_library():
+    hidden, weight, target = (x.detach().to(DEVICE) for x in inputs(7, 16, 30))
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for wants_grad in (False, True):
+        tensors = [x.clone().requires_grad_(wants_grad) for x in (hidden, weight)]
+        args = (*tensors, target, torch.bfloat16, wants_grad)
+        torch.library.opcheck(triton_gpu._loss, args, test_utils=checks)
+
+
+@needs_triton
+def test_torch_compile_sees_through_the_operation_of_triton():
+    hidden, weight, target = (x.to(DEVICE) for x in inputs(7, 16, 30))
+    hidden, weight = (x.detach().bfloat16().requires_grad_() for x in (hidden, weight))
+
+    def doubled(hidden, weight):
+        return 2 * linear_cross_entropy(hidden, weight, target, backend="triton")
+
+    results = []
+    for function in (doubled, torch.compile(doubled, fullgraph=True, backend="aot_eager")):
+        loss = function(hidden, weight)
+        results.append([loss, *torch.autograd.grad(loss, (hidden, weight))])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
+@pytest.mark.parametrize("backend", ["numba", "blocked", TRITON])
+def test_a_second_derivative_is_an_error(backend):
+    device = DEVICE if backend == "triton" else "cpu"
+    hidden, weight, target = (x.detach().to(device) for x in inputs(7, 16, 30))
+    hidden.requires_grad_()
+    loss = linear_cross_entropy(hidden, weight, target, backend=backend)
+    (grad,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
 
 
 @needs_triton

@@ -28,22 +28,16 @@ SAFE_LOGIT = 60.0
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The loss from ``products(h, W, wants_grad)``, a function that returns log sum exp(h W^T),
-    p W and p^T h, and that log of the sum; the gradients are left by the forward pass."""
+    """The loss of :func:`loss_and_gradients`; the gradients are left by the forward pass."""
 
     @staticmethod
     def forward(ctx, hidden, weight, target, dtype, products):
-        n = len(hidden)
         wants_grad = hidden.requires_grad or weight.requires_grad
-        h, W = hidden.detach().to(dtype), weight.detach().to(dtype)
-        target_rows = W.index_select(0, target).to(sum_dtype(dtype))
-        log_sum, grad_h, grad_W = products(h, W, wants_grad)
-        h = h.to(log_sum.dtype)
-        loss = (log_sum.sum() - (h * target_rows).sum()) / n
+        loss, log_sum, *gradients = loss_and_gradients(
+            hidden.detach(), weight.detach(), target, dtype, products, wants_grad
+        )
         if wants_grad:
-            grad_h -= target_rows
-            grad_W.index_add_(0, target, h, alpha=-1)
-            ctx.save_for_backward(grad_h.div_(n), grad_W.div_(n))
+            ctx.save_for_backward(*gradients)
             ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(log_sum)
         return loss, log_sum
@@ -53,6 +47,29 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad, _):
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *((g * grad).to(dtype) for g, dtype in grads), None, None, None
+
+
+def loss_and_gradients(hidden, weight, target, dtype, products, wants_grad):
+    """Return the loss, log sum exp(h W^T), and the gradients of ``hidden`` and ``weight``.
+
+    Args:
+        dtype: of the products.
+        products: a function like :func:`softmax_products`.
+        wants_grad: whether the gradients are wanted; otherwise None is returned for both.
+
+    Returns:
+        Tensors (), (n,), (n, width) and (n_items, width), float32 or float64.
+    """
+    n = len(hidden)
+    h, W = hidden.to(dtype), weight.to(dtype)
+    target_rows = W.index_select(0, target).to(sum_dtype(dtype))
+    log_sum, grad_h, grad_W = products(h, W, wants_grad)
+    h = h.to(log_sum.dtype)
+    loss = (log_sum.sum() - (h * target_rows).sum()) / n
+    if wants_grad:
+        grad_h.sub_(target_rows).div_(n)
+        grad_W.index_add_(0, target, h, alpha=-1).div_(n)
+    return loss, log_sum, grad_h, grad_W
 
 
 def softmax_products(h, W, wants_grad=True):

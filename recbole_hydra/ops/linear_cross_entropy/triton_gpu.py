@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from recbole_hydra.ops.linear_cross_entropy.blocked import (
-    LinearCrossEntropy,
+    loss_and_gradients,
     products_dtype,
     rows_of_block,
     sum_dtype,
@@ -64,11 +64,64 @@ def softmax_products(h, W, wants_grad=True):
     return log_sums, p_W, p_h
 
 
+@torch.library.custom_op("recbole_hydra::linear_cross_entropy", mutates_args=())
+def _loss(
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, dtype: torch.dtype,
+    wants_grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What :func:`.blocked.loss_and_gradients` returns, empty tensors for gradients not wanted."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss, log_sum, *gradients = loss_and_gradients(
+            hidden, weight, target, dtype, softmax_products, wants_grad
+        )
+    if not wants_grad:
+        gradients = log_sum.new_empty(0), log_sum.new_empty(0)
+    return loss, log_sum, *gradients
+
+
+@_loss.register_fake
+def _(hidden, weight, target, dtype, wants_grad):
+    shapes = (), (len(hidden),), *((hidden.shape, weight.shape) if wants_grad else ((0,), (0,)))
+    return tuple(hidden.new_empty(shape, dtype=sum_dtype(dtype)) for shape in shapes)
+
+
+@torch.library.custom_op("recbole_hydra::linear_cross_entropy_backward", mutates_args=())
+def _scaled(
+    grad: torch.Tensor, grad_hidden: torch.Tensor, grad_weight: torch.Tensor,
+    hidden_dtype: torch.dtype, weight_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The gradients that :func:`_loss` left, times that of the loss; an operation of its own, which
+    has no derivative: a second one would be wrong, and is an error."""
+    return (grad_hidden * grad).to(hidden_dtype), (grad_weight * grad).to(weight_dtype)
+
+
+@_scaled.register_fake
+def _(grad, grad_hidden, grad_weight, hidden_dtype, weight_dtype):
+    return (
+        torch.empty_like(grad_hidden, dtype=hidden_dtype),
+        torch.empty_like(grad_weight, dtype=weight_dtype),
+    )
+
+
+def _setup_context(ctx, inputs, output):
+    hidden, weight, *_ = inputs
+    ctx.dtypes = hidden.dtype, weight.dtype
+    ctx.save_for_backward(*output[2:])
+
+
+def _differentiate(ctx, grad, *_):
+    return *_scaled(grad, *ctx.saved_tensors, *ctx.dtypes), None, None, None
+
+
+_loss.register_autograd(_differentiate, setup_context=_setup_context)
+
+
 def linear_cross_entropy_triton(hidden, weight, target):
     """What :func:`.naive.linear_cross_entropy_naive` returns, on a GPU.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
     dtype = products_dtype(hidden, weight)
-    with torch.autocast(hidden.device.type, enabled=False):
-        return LinearCrossEntropy.apply(hidden, weight, target, dtype, softmax_products)
+    wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss, log_sum, _, _ = _loss(hidden, weight, target, dtype, wants_grad)
+    return loss, log_sum.detach()
