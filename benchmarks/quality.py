@@ -10,10 +10,10 @@
 days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
 targets, a learning rate that falls), and both stages also try each model as it comes: Hydra with
 that training, the others as RecBole trains them (on the small sets every model both ways, and with
-a constant learning rate, too); what is best on validation is chosen. ``compare`` trains every model with what was chosen, and three seeds. Each
-stage continues what a kill left in ``--folder``. Chosen settings go to
-``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the comparison's report
-into the same folder. ``table`` puts what is there into one report.
+a constant learning rate, too); what is best on validation is chosen. ``compare`` trains every model
+with what was chosen, and three seeds. Each stage continues what a kill left in ``--folder``. Chosen
+settings go to ``results/quality/<dataset>/<model>.yaml``, with the trials beside them, and the
+comparison's report into the same folder. ``table`` puts what is there into one report.
 """
 
 import argparse
