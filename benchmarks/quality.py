@@ -57,9 +57,9 @@ BUDGETS = {
 #: sweep found and three ways to train the defaults. Elsewhere the first does, and one way is tried.
 SMALL = ("amazon-office", "amazon-industrial")
 DATASETS = (*BUDGETS, "ml-1m-prefix")
-#: Epochs of a try where no sweep was made, a third of a run's; the learning rate falls faster.
-TRY_EPOCHS = 10
-NAME, GAINS = "quality", "gain.json"
+#: Where no sweep is made, as its epochs take a minute: those of a run, and of a try.
+MOST_EPOCHS, TRY_EPOCHS = 20, 6
+NAME, GAINS, CHOICE = "quality", "gain.json", "choice.json"
 #: What the table says of a model's quality.
 QUALITY = ("hit@10", "hit@20", "ndcg@10", "ndcg@20", "mrr@10", "mrr@20", "ndcg@10, masked")
 
@@ -85,6 +85,11 @@ def chosen(dataset, model) -> Path:
     return report.RESULTS / NAME / dataset / f"{model}.yaml"
 
 
+def beside_chosen(dataset, model, what) -> Path:
+    """Another file of a model on a dataset."""
+    return chosen(dataset, model).with_name(f"{model}-{what}")
+
+
 def chosen_before(dataset, model) -> Path:
     """:func:`chosen`, by a stage that has to have run."""
     path = chosen(dataset, model)
@@ -104,29 +109,39 @@ def search(options, models) -> None:
             max_concurrent=options.trials, cpus_per_trial=1,
             config_dict={**settings_of(options), **TRAINING}, **BUDGETS[options.dataset],
         )  # fmt: skip
-        found = {"search": {**TRAINING, **sweep.best["params"]}}
+        found = {**TRAINING, **sweep.best["params"]}
         known = {"search": [sweep.best["best_score"]]}
-        choose(options, model, {**defaults(model, options.dataset), **found}, known)
-        trials = chosen(options.dataset, model).with_name(f"{model}-trials.csv")
+        choose(options, model, {**defaults(model, options.dataset), "search": found}, known)
+        write_yaml(beside_chosen(options.dataset, model, "search.yaml"), found)
+        trials = beside_chosen(options.dataset, model, "trials.csv")
         pd.read_csv(sweep.folder / "trials.csv").drop(columns="node").to_csv(trials, index=False)
 
 
 def carry_over(options, models) -> None:
-    """Try the settings that the searched sets chose, with one seed and ``TRY_EPOCHS`` epochs."""
+    """Try what the searched sets chose, and what the sweep of the largest found, for a few epochs
+    with one seed."""
     for model in models:
         given = defaults(model, options.dataset)
         for origin in BUDGETS:
             own = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
-            if own not in given.values():
-                given[origin] = own
-        scores = {}
+            given[origin] = own
+        path = beside_chosen("amazon-beauty", model, "search.yaml")
+        given["amazon-beauty, search"] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        scores, tried = {}, []
         for origin, settings in given.items():
-            short = {"epochs": TRY_EPOCHS}
-            if settings["learning_rate_decay"] is not None:
-                short["learning_rate_decay"] = TRY_EPOCHS
-            tried = {**settings, **short}
-            scores[origin] = [valid_score(options, model, origin, tried, SEEDS[0])]
-        write_choice(options, model, given, scores)
+            if settings in tried:
+                continue
+            tried.append(settings)
+            short = shortened(settings, TRY_EPOCHS)
+            scores[origin] = [valid_score(options, model, origin, short, SEEDS[0])]
+        runs = {origin: shortened(settings, MOST_EPOCHS) for origin, settings in given.items()}
+        write_choice(options, model, runs, scores)
+
+
+def shortened(settings, epochs) -> dict:
+    """Settings for so many epochs; a learning rate that falls does so within them."""
+    falls = settings["learning_rate_decay"] is not None
+    return {**settings, "epochs": epochs, "learning_rate_decay": epochs if falls else None}
 
 
 def valid_score(options, model, name, settings, seed) -> float:
@@ -162,8 +177,14 @@ def write_choice(options, model, given, scores) -> None:
     best = max(scores, key=lambda origin: statistics.fmean(scores[origin]))
     path = chosen(options.dataset, model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(given[best], sort_keys=True), encoding="utf-8")
-    write_json(path.with_name(f"{model}-choice.json"), {"chosen": best, "valid_score": scores})
+    write_yaml(path, given[best])
+    write_json(
+        beside_chosen(options.dataset, model, CHOICE), {"chosen": best, "valid_score": scores}
+    )
+
+
+def write_yaml(path, settings) -> None:
+    path.write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
 
 
 def compare_chosen(options, models) -> None:
@@ -221,11 +242,12 @@ def write_table(options, models) -> None:
         "spaces are those of `properties/tune`). Tried beside: on the two small sets a model's "
         "defaults, trained in three ways, with three seeds, and what was found as well; on "
         "amazon-beauty the defaults of Hydra, and the others as RecBole trains them (Mamba4Rec as "
-        "published, too). What was best on validation is compared. On ml-1m-prefix no sweep: what "
-        f"the other sets chose, and the defaults, were tried for {TRY_EPOCHS} epochs. All train "
-        "alike: item embeddings from co-occurrence, later targets and a learning rate that falls "
-        "to a fiftieth over 30 epochs; where a model's defaults did better with a constant rate, "
-        "or with RecBole's plain training, so, for up to 100 epochs.",
+        "published, too). What was best on validation is compared. On ml-1m-prefix no sweep: the "
+        "defaults, what the other sets chose, and what the sweep on amazon-beauty found, were "
+        f"tried for {TRY_EPOCHS} epochs, and no run is longer than {MOST_EPOCHS}. All train alike: "
+        "item embeddings from co-occurrence, later targets and a learning rate that falls to a "
+        "fiftieth over 30 epochs; where a model's defaults did better with a constant rate, or "
+        "with RecBole's plain training, so, for up to 100 epochs.",
         "Test metrics, mean ± standard deviation over three seeds, all items ranked as RecBole "
         "ranks them; masked: the history is not. Seconds per epoch are training alone, seconds to "
         "the best epoch include validation. Gains are Hydra's over the best other model, p from a "
@@ -243,7 +265,7 @@ def dataset_tables(folder) -> list[str]:
     ]
     cost = []
     for model, rows in runs:
-        choice = read_json(folder / f"{model}-choice.json") or {"chosen": "nothing to choose"}
+        choice = read_json(folder / f"{model}-{CHOICE}") or {"chosen": "nothing to choose"}
         cost.append(
             [
                 model, choice["chosen"], f"{rows['other_parameters'].iloc[0]:,}",
