@@ -250,8 +250,8 @@ def write_table(options, models) -> None:
         "with RecBole's plain training, so, for up to 100 epochs.",
         "Test metrics, mean ± standard deviation over three seeds, all items ranked as RecBole "
         "ranks them; masked: the history is not. Seconds per epoch are training alone, seconds to "
-        "the best epoch include validation. Gains are Hydra's over the best other model, p from a "
-        "paired t-test over users.",
+        "the best epoch include validation; with one thread, another run was beside it. Gains are "
+        "Hydra's over the best other model, p from a paired t-test over users.",
         *blocks,
     )
 
