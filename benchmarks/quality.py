@@ -122,16 +122,14 @@ def carry_over(options, models) -> None:
     with one seed."""
     for model in models:
         given = defaults(model, options.dataset)
-        for origin in BUDGETS:
-            own = yaml.safe_load(chosen_before(origin, model).read_text(encoding="utf-8"))
-            given[origin] = own
-        path = beside_chosen("amazon-beauty", model, "search.yaml")
-        given["amazon-beauty, search"] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        scores, tried = {}, []
+        files = {origin: chosen_before(origin, model) for origin in BUDGETS}
+        files["amazon-beauty, search"] = beside_chosen("amazon-beauty", model, "search.yaml")
+        for origin, file in files.items():
+            own = yaml.safe_load(file.read_text(encoding="utf-8"))
+            if own not in given.values():
+                given[origin] = own
+        scores = {}
         for origin, settings in given.items():
-            if settings in tried:
-                continue
-            tried.append(settings)
             short = shortened(settings, TRY_EPOCHS)
             scores[origin] = [valid_score(options, model, origin, short, SEEDS[0])]
         runs = {origin: shortened(settings, MOST_EPOCHS) for origin, settings in given.items()}
