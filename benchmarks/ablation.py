@@ -41,6 +41,7 @@ COMMON = {
 FACTORS = {
     "repeat_bias": {
         "none": {"repeat_bias": "none"},
+        "one for all": {"repeat_bias": "shared"},
         "one per distance": {"repeat_bias": "distance"},
     },
     "y_norm": {"each head": {"y_norm": "head_rms"}, "none": {"y_norm": "none"}},

@@ -8,11 +8,12 @@ from recbole_hydra.checks import one_of
 from recbole_hydra.errors import CheckpointError, ConfigError
 
 #: What ``adapt`` names: the LLM's LoRA and ``[ITEM]`` (all of the LLM if it was trained in full),
-#: the projection of its states, and Hydra's layers and norms. Vectors of items by id, with
-#: item_encoder id+text, are always trained: those of new items have nothing to start from.
+#: the projection of its states, and Hydra's layers and norms. What is kept of items by id, their
+#: vectors with item_encoder id+text and their numbers in the repeat bias, is always trained: those
+#: of new items have nothing to start from.
 PARTS = ("lora", "projection", "hydra")
 
-_OF_ITEMS = ("item_embedding.", "output_embedding.")
+_OF_ITEMS = ("item_embedding.", "output_embedding.", "repeat_bias.item_weight")
 
 
 def part_of(name: str) -> str:
@@ -55,7 +56,8 @@ def freeze_other_parts(model, config) -> None:
 def load_parts(model, config, vocabulary: dict) -> None:
     """Load into a model what the checkpoint ``config["adapt_from"]`` has learned on other items.
 
-    Item vectors by id are those of the checkpoint for items that it knows, by raw id and domain.
+    What is kept of items by id is that of the checkpoint for items that it knows, by raw id and
+    domain.
     With ``user_model: per_domain`` a domain takes over its own layers; one that the checkpoint does
     not know starts with fresh ones.
 

@@ -75,6 +75,12 @@ def _add_to_model(model, config, texts, place):
         table = model.item_embedding.weight
         rows = torch.cat([table[:place], table.new_zeros(number, table.shape[1]), table[place:]])
         model.item_embedding = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=0)
+    bias = model.repeat_bias
+    if bias is not None and bias.item_weight is not None:
+        old = bias.item_weight
+        bias.item_weight = nn.Parameter(
+            torch.cat([old[:place], old.new_zeros(number), old[place:]])
+        )
     if model.domain_start is not None:
         model.domain_start[model.domain_start >= place] += number
     model.target_groups = None  # it has no training targets any more

@@ -487,18 +487,19 @@ def test_layers_of_a_domain_go_where_they_belong(learned):
     assert torch.equal(both["layers.1.0.W_X.weight"], before["layers.1.0.W_X.weight"])
 
 
-def test_vectors_by_id_go_with_their_items(learned):
+def test_what_is_kept_by_id_goes_with_its_items(learned):
     path, own = learned(item_encoder="id+text")
     state = torch.load(path, weights_only=True)
     names = state["vocabulary"]["item"]
     run = train("Hydra", "tools", config_dict={**own, "epochs": 0})
-    table = run.trainer.model.item_embedding.weight
-    for token in ("i3", "i7"):
-        row = run.data.dataset.token2id("item_id", token)
-        want = state["state_dict"]["item_embedding.weight"][names.index(f"tools:{token}")]
-        assert torch.equal(table[row], want) and want.any()
     new = train("Hydra", "books", config_dict={**own, "epochs": 0}).trainer.model
-    assert not new.item_embedding.weight.any() and new.item_embedding.weight.requires_grad
+    for name in ("item_embedding.weight", "repeat_bias.item_weight"):
+        table = run.trainer.model.get_parameter(name)
+        for token in ("i3", "i7"):
+            row = run.data.dataset.token2id("item_id", token)
+            want = state["state_dict"][name][names.index(f"tools:{token}")]
+            assert torch.equal(table[row], want) and want.any()
+        assert not new.get_parameter(name).any() and new.get_parameter(name).requires_grad
 
 
 @pytest.mark.parametrize(

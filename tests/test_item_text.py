@@ -326,6 +326,7 @@ def test_missing_library_names_the_extra(settings, monkeypatch, library, trainin
         ({"llm_training": "lora", "lora_target_modules": ["nowhere"]}, "lora_target_modules"),
         ({"item_text_length": 1}, "item_text_length"),
         ({"tie_embeddings": False}, "tie_embeddings"),
+        ({"repeat_bias": "item"}, "repeat_bias: item learns a number by item id.*; use shared"),
         ({"item_text_fields": []}, "item_text_fields: it is empty"),
         ({"item_text_fields": ["titles"]}, "did you mean 'title'"),
     ],

@@ -14,10 +14,9 @@ from recbole_hydra.ops import ScoreOffsets
 from recbole_hydra.window_loss import WindowLoss
 
 
-def random_bias(form):
-    bias = RepeatBias(form)
-    torch.nn.init.normal_(bias.weight)
-    return bias
+def randomise(bias, std=1.0):
+    for parameter in bias.parameters():
+        torch.nn.init.normal_(parameter, std=std)
 
 
 def written_out(bias, items):
@@ -26,14 +25,16 @@ def written_out(bias, items):
     for steps, item in enumerate(reversed(items), start=1):
         kind = 0 if len(bias.weight) == 1 else min(steps.bit_length() - 1, 11)
         if item > 0 and item not in added:
-            added[item] = 20.0 * float(bias.weight[kind])
+            own = 0.0 if bias.item_weight is None else float(bias.item_weight[item])
+            added[item] = 20.0 * (float(bias.weight[kind]) + own)
     return added
 
 
-@pytest.mark.parametrize("form", ["shared", "distance"])
+@pytest.mark.parametrize("form", RepeatBias.FORMS)
 @pytest.mark.parametrize("n_items, length", [(4, 9), (30, 9), (50, 5000)])
 def test_is_what_it_says(form, n_items, length):
-    bias = random_bias(form)
+    bias = RepeatBias(form, n_items)
+    randomise(bias)
     item_seq = torch.randint(1, n_items, (3, length))
     item_seq[1, length - 4 :] = 0  # padded on the right
     item_seq[2, :2] = 0  # on the left, as what precedes a window
@@ -56,12 +57,13 @@ def model_and_data(**changes):
     return config.model_class(config, train._dataset), train, valid
 
 
-def test_scores_are_those_without_it_and_the_bias():
-    model, _, valid = model_and_data(repeat_bias="distance")
+@pytest.mark.parametrize("form", RepeatBias.FORMS)
+def test_scores_are_those_without_it_and_the_bias(form):
+    model, _, valid = model_and_data(repeat_bias=form)
     model.eval()
     rows = next(iter(valid))[0]
     plain = model.full_sort_predict(rows)
-    torch.nn.init.normal_(model.repeat_bias.weight)
+    randomise(model.repeat_bias)
     got = model.full_sort_predict(rows)
     for row, (items, length) in enumerate(
         zip(rows["item_id_list"].tolist(), rows["item_length"].tolist(), strict=True)
@@ -74,11 +76,12 @@ def test_scores_are_those_without_it_and_the_bias():
     torch.testing.assert_close(model.predict(rows), want)
 
 
+@pytest.mark.parametrize("form", ["item", "distance"])
 @pytest.mark.parametrize("loss_type", ["CE", "BPR", "SampledCE", "gBCE"])
-def test_is_learned_beside_the_scores(loss_type, monkeypatch):
+def test_is_learned_beside_the_scores(loss_type, form, monkeypatch):
     """Against all scores of the batch, held at once."""
-    model, train, _ = model_and_data(loss_type=loss_type, repeat_bias="distance", num_negatives=9)
-    torch.nn.init.normal_(model.repeat_bias.weight, std=0.1)
+    model, train, _ = model_and_data(loss_type=loss_type, repeat_bias=form, num_negatives=9)
+    randomise(model.repeat_bias, std=0.1)
     batch = next(iter(train))
     targets = batch["item_id"].flatten()
     counted = targets.nonzero().squeeze(1)
@@ -144,6 +147,19 @@ def test_a_history_with_all_of_the_probability():
     assert loss.isfinite() and torch.autograd.grad(loss, values)[0].isfinite()
 
 
+def train_on(name, rows, make_dataset):
+    """A small Hydra, trained on rows (user, item, time), and its dataset's item ids."""
+    changes = {
+        "data_path": make_dataset(name, rows),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "epochs": 40,
+        "stopping_step": 40,
+        "learning_rate": 0.01,
+    }
+    result = run_recbole_hydra("Hydra", name, config_dict=small("Hydra", **changes))
+    return load_model(result["best_checkpoint"])
+
+
 def test_learns_whether_items_come_again(make_dataset):
     """Of users who never have an item twice, and of users who have the same three all the time."""
     generator = torch.Generator().manual_seed(0)
@@ -155,15 +171,7 @@ def test_learns_whether_items_come_again(make_dataset):
         again += [(f"u{user}", f"i{walk[time % 3]}", time) for time in range(12)]
     biases, repeated = {}, {}
     for name, rows in (("once", once), ("again", again)):
-        changes = {
-            "data_path": make_dataset(name, rows),
-            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-            "epochs": 40,
-            "stopping_step": 40,
-            "learning_rate": 0.01,
-        }
-        result = run_recbole_hydra("Hydra", name, config_dict=small("Hydra", **changes))
-        model = load_model(result["best_checkpoint"])
+        model = train_on(name, rows, make_dataset)
         biases[name] = float(model.repeat_bias.weight.detach())
         best = {item for item, _ in recommend(model, history, k=3)}
         repeated[name] = len(best & set(history))
@@ -171,6 +179,24 @@ def test_learns_whether_items_come_again(make_dataset):
     assert biases["again"] > 0.05 and repeated["again"] > 0, (biases, repeated)
 
 
+def test_learns_which_items_come_again(make_dataset):
+    """Of users who have every ink twice in a row, and every printer once."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for user in range(80):
+        walk = []
+        for item in torch.randperm(40, generator=generator)[:8].tolist():
+            walk += [f"ink{item}"] * 2 if item % 2 else [f"printer{item}"]
+        rows += [(f"u{user}", item, time) for time, item in enumerate(walk)]
+    model = train_on("ink", rows, make_dataset)
+    own = model.repeat_bias.item_weight.detach()
+    tokens = model.checkpoint["vocabulary"].field2id_token["item_id"]
+    is_ink = torch.tensor([str(token).startswith("ink") for token in tokens])
+    assert own[is_ink].mean() > own[1:][~is_ink[1:]].mean() + 0.02
+    assert recommend(model, ["printer2", "ink3"], k=1)[0][0] == "ink3"
+    assert recommend(model, ["ink3", "ink3", "printer2"], k=1)[0][0] != "printer2"
+
+
 def test_another_form():
-    with pytest.raises(ConfigError, match="repeat_bias must be one of none, shared, distance"):
+    with pytest.raises(ConfigError, match="repeat_bias must be one of none, item, shared, dist"):
         model_and_data(repeat_bias="always")

@@ -175,7 +175,8 @@ def negative_of(user, length, n_items):
 def bias_on_repeats(model):
     """Let Hydra's scores depend on what its history holds, as they do once it is trained."""
     if getattr(model, "repeat_bias", None) is not None:
-        torch.nn.init.normal_(model.repeat_bias.weight, std=0.1)
+        for parameter in model.repeat_bias.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
 
 
 def loss_sum_and_gradients(model, loss, count):
@@ -227,7 +228,7 @@ def short_histories(tmp_path_factory):
 @pytest.mark.parametrize("model", MODELS)
 def test_equals_the_prefixes(short_histories, model, loss_type, dtype, tolerance):
     path, users = short_histories
-    forms = ("none", "shared", "distance") if model == "Hydra" else (None,)
+    forms = ("none", "item", "shared", "distance") if model == "Hydra" else (None,)
     for form in forms:
         changes = {} if form is None else {"repeat_bias": form}
         assert_same_loss(path, model, loss_type, dtype, tolerance, users, **changes)

@@ -21,18 +21,31 @@ class RepeatBias(nn.Module):
     those like it, score high; whether they are what comes next is up to the data. Here the model
     learns how often it is, apart from what its states say.
 
+    Which items are had again is mostly up to the item: ink is, a printer is not. An item that
+    training has not seen in a history has the number of all.
+
     Args:
-        form: "shared", one number for all items of the history, or "distance", one per power of two
-            of the number of steps since the item was had last.
+        form: "shared", one number for all items of the history; "item", that and one per item on
+            top of it; or "distance", one per power of two of the number of steps since the item was
+            had last.
+        n_items: size of the catalogue, the padding item 0 included.
+
+    Attributes:
+        weight: the numbers of "shared" and "distance", (1 or DISTANCES,), in units of SCALE.
+        item_weight: those of the items, (n_items,), in the same units; None in the other forms.
 
     Raises:
         ConfigError: another form.
     """
 
-    def __init__(self, form):
+    #: What the numbers may depend on.
+    FORMS = ("item", "shared", "distance")
+
+    def __init__(self, form, n_items):
         super().__init__()
-        one_of("repeat_bias", form, ("shared", "distance"))
+        one_of("repeat_bias", form, self.FORMS)
         self.weight = nn.Parameter(torch.zeros(DISTANCES if form == "distance" else 1))
+        self.item_weight = nn.Parameter(torch.zeros(n_items)) if form == "item" else None
 
     def forward(self, item_seq, last):
         """Return the offsets of the scores after some positions, one row each.
@@ -48,13 +61,16 @@ class RepeatBias(nn.Module):
         is_latest = (position <= t[:, None]) & (next_time(item_seq)[user] > t[:, None])
         row, where = (is_latest & (item_seq[user] > 0)).nonzero(as_tuple=True)
         items = item_seq[user[row], where]
-        if len(self.weight) == 1:
+        weight = self.weight
+        if self.item_weight is not None:
+            kinds, weight = items, weight + self.item_weight
+        elif len(weight) == 1:
             kinds = torch.zeros_like(row)
         else:
             # frexp's exponent of 1, 2, 4, ... is 1, 2, 3, ...: exact, as a logarithm is not.
             steps = (t[row] - where + 1).float()
             kinds = torch.frexp(steps).exponent.long().sub_(1).clamp_(max=DISTANCES - 1)
-        return ScoreOffsets(row, items, kinds, SCALE * self.weight)
+        return ScoreOffsets(row, items, kinds, SCALE * weight)
 
 
 def next_time(item_seq):

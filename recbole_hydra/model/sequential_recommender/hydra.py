@@ -26,11 +26,11 @@ Ours is W_Y (``history_path``): the history also goes on by itself, so that what
 item need not be learned anew for every last item. Ours is the repeat bias (``repeat_bias``):
 through the residuals the last item's vector reaches the state that is compared with all items, so
 that this item ranks first, on most data wrongly; a learned number on the scores of items in the
-history says how often it is right. It is learned beside the scores, whose loss does not know of it:
-what the user has had stays what the model must tell the next item apart from, hardest of all. Ours
-is also the sum of both item models, in which E starts at zero: an item is what its text says, and
-what its users add to that (as in collaborative topic regression, Wang and Blei 2011); one without
-users is its text alone.
+history, and another for each item, say how often it is right. They are learned beside the scores,
+whose loss does not know of them: what the user has had stays what the model must tell the next item
+apart from, hardest of all. Ours is also the sum of both item models, in which E starts at zero: an
+item is what its text says, and what its users add to that (as in collaborative topic regression,
+Wang and Blei 2011); one without users is its text alone.
 """
 
 from contextlib import contextmanager
@@ -132,8 +132,8 @@ class Hydra(StateSpaceRecommender):
         self.output_norm = nn.RMSNorm(d, eps) if normed else nn.Identity()
         self.output_dropout = Dropout(places["output"])
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
-        form = one_of("repeat_bias", self.setting("repeat_bias"), ("none", "shared", "distance"))
-        self.repeat_bias = None if form == "none" else RepeatBias(form)
+        form = self._repeat_bias_form(encoder)
+        self.repeat_bias = None if form == "none" else RepeatBias(form, self.n_items)
 
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -159,6 +159,20 @@ class Hydra(StateSpaceRecommender):
         for place in places:
             one_of("dropout_places", place, DROPOUT_PLACES)
         return {place: p if place in places else 0.0 for place in DROPOUT_PLACES}
+
+    def _repeat_bias_form(self, encoder) -> str:
+        """What the repeat bias depends on: by default the item, where there is more of it than its
+        text."""
+        form = self.setting("repeat_bias")
+        if form is None:
+            return "item" if "id" in encoder else "shared"
+        one_of("repeat_bias", form, ("none", *RepeatBias.FORMS))
+        if form == "item" and "id" not in encoder:
+            raise ConfigError(
+                "repeat_bias: item learns a number by item id, but with item_encoder text an item "
+                "is its text alone; use shared or distance"
+            )
+        return form
 
     def _number_of_stacks(self, dataset) -> int:
         """How often there are layers; sets ``domain_start``, where each domain's items begin."""
