@@ -6,8 +6,8 @@
     python benchmarks/quality.py table
 
 ``search`` sweeps each model with ``recbole-hydra tune`` in its ``properties/tune`` space;
-``carry_over`` tries the settings that the searched sets chose instead, where a sweep would take
-days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
+``carry_over`` tries what the searched sets chose, and the best of their sweeps, where a sweep would
+take days. Every model trains as Hydra does by default (item embeddings from co-occurrence, later
 targets, a learning rate that falls), and both stages also try each model as it comes: Hydra with
 that training, the others as RecBole trains them (on the small sets every model both ways, and with
 a constant learning rate, too); what is best on validation is chosen. ``compare`` trains every model
@@ -57,9 +57,10 @@ BUDGETS = {
 #: sweep found and three ways to train the defaults. Elsewhere the first does, and one way is tried.
 SMALL = ("amazon-office", "amazon-industrial")
 DATASETS = (*BUDGETS, "ml-1m-prefix")
-#: Where no sweep is made, as its epochs take a minute: those of a run, and of a try.
-MOST_EPOCHS, TRY_EPOCHS = 20, 6
-NAME, GAINS, CHOICE = "quality", "gain.json", "choice.json"
+#: Where no sweep is made, as its epochs take a minute: those of a run, and of a try, and how many
+#: configurations of each sweep are tried.
+MOST_EPOCHS, TRY_EPOCHS, CARRIED = 20, 6, 2
+NAME, GAINS, CHOICE, TRIALS = "quality", "gain.json", "choice.json", "trials.csv"
 #: What the table says of a model's quality.
 QUALITY = ("hit@10", "hit@20", "ndcg@10", "ndcg@20", "mrr@10", "mrr@20", "ndcg@10, masked")
 
@@ -112,28 +113,37 @@ def search(options, models) -> None:
         found = {**TRAINING, **sweep.best["params"]}
         known = {"search": [sweep.best["best_score"]]}
         choose(options, model, {**defaults(model, options.dataset), "search": found}, known)
-        write_yaml(beside_chosen(options.dataset, model, "search.yaml"), found)
-        trials = beside_chosen(options.dataset, model, "trials.csv")
+        trials = beside_chosen(options.dataset, model, TRIALS)
         pd.read_csv(sweep.folder / "trials.csv").drop(columns="node").to_csv(trials, index=False)
 
 
 def carry_over(options, models) -> None:
-    """Try what the searched sets chose, and what the sweep of the largest found, for a few epochs
-    with one seed."""
+    """Try what the searched sets chose and found, for a few epochs with one seed."""
     for model in models:
         given = defaults(model, options.dataset)
-        files = {origin: chosen_before(origin, model) for origin in BUDGETS}
-        files["amazon-beauty, search"] = beside_chosen("amazon-beauty", model, "search.yaml")
-        for origin, file in files.items():
-            own = yaml.safe_load(file.read_text(encoding="utf-8"))
-            if own not in given.values():
-                given[origin] = own
+        for origin, settings in carried(model):
+            if settings not in given.values():
+                given[origin] = settings
         scores = {}
         for origin, settings in given.items():
             short = shortened(settings, TRY_EPOCHS)
             scores[origin] = [valid_score(options, model, origin, short, SEEDS[0])]
         runs = {origin: shortened(settings, MOST_EPOCHS) for origin, settings in given.items()}
         write_choice(options, model, runs, scores)
+
+
+def carried(model):
+    """(where from, settings): what the searched sets chose, and the best of their sweeps."""
+    for dataset in BUDGETS:
+        text = chosen_before(dataset, model).read_text(encoding="utf-8")
+        yield dataset, yaml.safe_load(text)
+    for dataset in BUDGETS:
+        trials = pd.read_csv(beside_chosen(dataset, model, TRIALS)).dropna(axis=1, how="all")
+        params = trials.columns[trials.columns.get_loc("status") + 1 :]
+        params = params[: params.get_loc("best_epoch")]
+        best = trials.nlargest(CARRIED, "valid ndcg@10")
+        for trial, found in zip(best["trial"], best[params].to_dict("records"), strict=True):
+            yield f"{dataset}, trial {trial}", {**TRAINING, **found}
 
 
 def shortened(settings, epochs) -> dict:
@@ -241,8 +251,9 @@ def write_table(options, models) -> None:
         "defaults, trained in three ways, with three seeds, and what was found as well; on "
         "amazon-beauty the defaults of Hydra, and the others as RecBole trains them (Mamba4Rec as "
         "published, too). What was best on validation is compared. On ml-1m-prefix no sweep: the "
-        "defaults, what the other sets chose, and what the sweep on amazon-beauty found, were "
-        f"tried for {TRY_EPOCHS} epochs, and no run is longer than {MOST_EPOCHS}. All train alike: "
+        f"defaults, what the other sets chose, and the {CARRIED} best configurations of each of "
+        f"their sweeps, were tried for {TRY_EPOCHS} epochs, and no run is longer than "
+        f"{MOST_EPOCHS}. All train alike: "
         "item embeddings from co-occurrence, later targets and a learning rate that falls to a "
         "fiftieth over 30 epochs; where a model's defaults did better with a constant rate, or "
         "with RecBole's plain training, so, for up to 100 epochs.",
