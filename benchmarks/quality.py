@@ -203,6 +203,9 @@ def compare_chosen(options, models) -> None:
         list(models), [options.dataset], seeds=SEEDS, output_dir=folder, model_config=files,
         config_dict=settings_of(options), resume=folder.exists(),
     )  # fmt: skip
+    for run in comparison.runs:
+        if run["status"] != "ok":
+            raise SystemExit(f"{run['model']}, seed {run['seed']}: {run['error']}; compare again")
     target = report.RESULTS / NAME / options.dataset
     for path in comparison.folder.iterdir():
         if path.is_file() and path.suffix != ".html":  # which has the plots again
@@ -259,8 +262,10 @@ def write_table(options, models) -> None:
         "with RecBole's plain training, so, for up to 100 epochs.",
         "Test metrics, mean ± standard deviation over three seeds, all items ranked as RecBole "
         "ranks them; masked: the history is not. Seconds per epoch are training alone, seconds to "
-        "the best epoch include validation; with one thread, another run was beside it. Gains are "
-        "Hydra's over the best other model, p from a paired t-test over users.",
+        "the best epoch include validation; with one thread, one or two other runs were beside it. "
+        "Gains are Hydra's over the best other model, p from a paired t-test over users.",
+        "Hydra was swept with `repeat_bias: shared`; what that found was then tried, and all its "
+        "runs made, with a number per item as well, its default now.",
         *blocks,
     )
 

@@ -19,8 +19,8 @@ from recbole_hydra.model.losses import (
     sampled_cross_entropy,
 )
 
-#: Pairs of a target and an item of its history in a step, from which the repeat bias is learned:
-#: its few numbers need no more.
+#: Pairs of a target and an item of its history in a step, from which the repeat bias is learned: a
+#: number per item at most, so that the pairs of all steps tell enough.
 MOST_PAIRS = 2**14
 
 
