@@ -205,7 +205,8 @@ def compare_chosen(options, models) -> None:
     )  # fmt: skip
     for run in comparison.runs:
         if run["status"] != "ok":
-            raise SystemExit(f"{run['model']}, seed {run['seed']}: {run['error']}; compare again")
+            why = run.get("error", run["status"])
+            raise SystemExit(f"{run['model']}, seed {run['seed']}: {why}; compare again")
     target = report.RESULTS / NAME / options.dataset
     for path in comparison.folder.iterdir():
         if path.is_file() and path.suffix != ".html":  # which has the plots again
