@@ -57,9 +57,8 @@ def load_parts(model, config, vocabulary: dict) -> None:
     """Load into a model what the checkpoint ``config["adapt_from"]`` has learned on other items.
 
     What is kept of items by id is that of the checkpoint for items that it knows, by raw id and
-    domain.
-    With ``user_model: per_domain`` a domain takes over its own layers; one that the checkpoint does
-    not know starts with fresh ones.
+    domain. With ``user_model: per_domain`` a domain takes over its own layers; one that the
+    checkpoint does not know starts with fresh ones.
 
     Args:
         vocabulary: of the model's dataset, see :func:`~recbole_hydra.checkpoint.vocabulary`.

@@ -72,17 +72,19 @@ def _add_to_model(model, config, texts, place):
         text.llm.tokens += behind
         text.states = None
     if model.item_embedding is not None:
-        table = model.item_embedding.weight
-        rows = torch.cat([table[:place], table.new_zeros(number, table.shape[1]), table[place:]])
+        rows = _with_zeros(model.item_embedding.weight, place, number)
         model.item_embedding = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=0)
     bias = model.repeat_bias
     if bias is not None and bias.item_weight is not None:
-        old = bias.item_weight
-        bias.item_weight = nn.Parameter(
-            torch.cat([old[:place], old.new_zeros(number), old[place:]])
-        )
+        bias.item_weight = nn.Parameter(_with_zeros(bias.item_weight, place, number))
     if model.domain_start is not None:
         model.domain_start[model.domain_start >= place] += number
     model.target_groups = None  # it has no training targets any more
     model.n_items += number
     model.eval()  # forgets the table
+
+
+def _with_zeros(table, place, number):
+    """``table``, one row per item, with ``number`` rows of zeros before the row ``place``."""
+    zeros = table.new_zeros(number, *table.shape[1:])
+    return torch.cat([table[:place], zeros, table[place:]])
