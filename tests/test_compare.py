@@ -229,7 +229,7 @@ def test_the_table_of_runs(finished):
         assert (table[column] > 0).all()
     assert (table["peak_memory"] > 50 * 2**20).all()
     hydra = table.iloc[0]
-    assert hydra["item_table_parameters"] == 16 * 61 and hydra["other_parameters"] > 0
+    assert hydra["item_table_parameters"] == (16 + 1) * 61 and hydra["other_parameters"] > 0
     written = pd.read_csv(finished.folder / "results.csv")
     assert list(written.columns) == list(table.columns) and len(written) == 6
     # Pop has no seed in it.

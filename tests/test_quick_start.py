@@ -23,7 +23,8 @@ def test_the_result_is_recboles_and_what_it_cost(run_small):
     assert [entry["epoch"] for entry in result["history"]] == [0, 1]
     assert all(entry["train_seconds"] > 0 for entry in result["history"])
     parameters = result["parameters"]
-    assert parameters["item_table"] == 61 * 16
+    # 16 numbers and a repeat bias for each item.
+    assert parameters["item_table"] == 61 * (16 + 1)
     assert parameters["total"] == parameters["item_table"] + parameters["other"]
 
 
