@@ -1,7 +1,7 @@
-"""Hydra's open choices, one factor at a time around the defaults, on validation.
+"""Hydra's open choices, one factor at a time around a good configuration, on validation.
 
     python benchmarks/ablation.py --data_path=FOLDER [--dataset=amazon-beauty] [--seeds=2020,2021]
-        [--factors=repeat_bias,ffn] [--folder=ablation]
+        [--variants="expand: 2;d_state: 32"] [--folder=ablation]
 
 Several of these may run at once in one ``--folder``, which keeps a file per run: what another has
 begun is left to it, what is there is not repeated. The figures of all go into
@@ -15,29 +15,34 @@ from pathlib import Path
 import numpy as np
 import report
 import torch
+import yaml
 from runs import begun_by_another
 
 from recbole_hydra.compare.ranks import metric
+from recbole_hydra.config import PROPERTIES
 from recbole_hydra.machine import machine
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.quick_start import train_or_continue
 
-#: The protocol of a dataset; the rest is ``properties/model/Hydra.yaml``.
-DATASETS = {
-    "ml-1m-prefix": {"MAX_ITEM_LIST_LENGTH": 200},
-}
-NAME, BASE = "ablation", "defaults"
+#: The settings around which one is changed; the rest is ``properties/model/Hydra.yaml``.
+BASES = {
+    "ml-1m-prefix": {
+        "MAX_ITEM_LIST_LENGTH": 200, "num_layers": 2, "num_heads": 2, "dropout_prob": 0.2,
+        "learning_rate": 0.01,
+    },
+}  # fmt: skip
+NAME, BASE = "ablation", "unchanged"
 METRICS = ("ndcg@10", "hit@10", "mrr@10")
 COLUMNS = ("ndcg@10", "ndcg@10, masked", "best_epoch", "seconds_per_epoch")
-#: Settings that the report names.
-SAID = ("MAX_ITEM_LIST_LENGTH", "epochs", "learning_rate_decay", "stopping_step")
+#: What is not a setting of the model or its training.
+UNSAID = ("show_progress", "state")
 #: A shorter fall of the learning rate than the defaults' 30 epochs, so that all fits into hours.
 COMMON = {
     "epochs": 12, "learning_rate_decay": 12, "stopping_step": 10, "show_progress": False,
     "state": "WARNING",
 }  # fmt: skip
 
-#: {factor: {what is changed: settings}}; the base of all is the defaults.
+#: {factor: {what is changed: settings}}; what a base has already is left out.
 FACTORS = {
     "repeat_bias": {
         "none": {"repeat_bias": "none"},
@@ -57,12 +62,14 @@ FACTORS = {
     "heads": {
         "1 of 64": {"num_heads": 1, "head_dim": 64},
         "2 of 32": {"num_heads": 2, "head_dim": 32},
+        "4 of 16": {"num_heads": 4, "head_dim": 16},
         "8 of 8": {"num_heads": 8, "head_dim": 8},
     },
     "d_state": {"8": {"d_state": 8}, "32": {"d_state": 32}},
     "rope_base": {"off": {"rope_base": None}, "100": {"rope_base": 100.0}},
     "tie_embeddings": {"untied": {"tie_embeddings": False}},
     "num_layers": {
+        "1": {"num_layers": 1},
         "2": {"num_layers": 2},
         "2, as many parameters": {"num_layers": 2, "head_dim": 8, "ffn_size": 64},
     },
@@ -72,8 +79,10 @@ FACTORS = {
         "mamba, ffn": {"dropout_places": ["mamba", "ffn"]},
     },
     "dropout_prob": {
+        "0.1": {"dropout_prob": 0.1},
         "0.2": {"dropout_prob": 0.2},
         "0.3": {"dropout_prob": 0.3},
+        "0.4": {"dropout_prob": 0.4},
         "0.5": {"dropout_prob": 0.5},
     },
     "item_initialization": {
@@ -103,6 +112,23 @@ FACTORS = {
 }
 
 
+def base_of(dataset) -> dict:
+    """What stands beside ``properties/model/Hydra.yaml`` in every run on a dataset."""
+    return {**COMMON, **BASES.get(dataset, {})}
+
+
+def variants_of(dataset) -> dict:
+    """``{name: what it changes of the base}``."""
+    defaults = yaml.safe_load((PROPERTIES / "model" / "Hydra.yaml").read_text(encoding="utf-8"))
+    base = {**defaults, **base_of(dataset)}
+    variants = {BASE: {}}
+    for factor, changes in FACTORS.items():
+        for name, settings in changes.items():
+            if any(base.get(key) != value for key, value in settings.items()):
+                variants[f"{factor}: {name}"] = settings
+    return variants
+
+
 @torch.no_grad()
 def validation_ranks(run) -> tuple:
     """Ranks of the validation targets: among all items, and among those not in the history."""
@@ -121,7 +147,7 @@ def validation_ranks(run) -> tuple:
 def measure(dataset, data_path, settings, seed, own) -> dict:
     """Train once, in the folder ``own``; a run that was killed is continued."""
     given = {
-        **COMMON, **DATASETS.get(dataset, {}), "data_path": str(data_path), "seed": seed,
+        **base_of(dataset), "data_path": str(data_path), "seed": seed,
         "checkpoint_dir": str(own), **settings,
     }  # fmt: skip
     run = train_or_continue(own, "Hydra", dataset, config_dict=given)
@@ -143,10 +169,10 @@ def measure(dataset, data_path, settings, seed, own) -> dict:
 
 def measure_all(options, folder) -> None:
     """Measure what nobody has begun."""
-    variants = {BASE: {}}
-    for factor in options.factors.split(","):
-        changes = FACTORS[factor].items()
-        variants |= {f"{factor}: {name}": settings for name, settings in changes}
+    variants = variants_of(options.dataset)
+    if options.variants:
+        wanted = (BASE, *options.variants.split(";"))
+        variants = {name: variants[name] for name in wanted}
     for seed in map(int, options.seeds.split(",")):
         for name, settings in variants.items():
             own = folder / options.dataset / name.replace(" ", "-") / str(seed)
@@ -189,7 +215,7 @@ def main():
     parser.add_argument("--data_path", type=Path, required=True)
     parser.add_argument("--dataset", default="amazon-beauty")
     parser.add_argument("--seeds", default="2020,2021")
-    parser.add_argument("--factors", default=",".join(FACTORS))
+    parser.add_argument("--variants", help="names, separated by semicolons; all if not given")
     parser.add_argument("--folder", type=Path, default=Path(NAME))
     parser.add_argument("--resume", action="store_true", help="go on with runs that were killed")
     options = parser.parse_args()
@@ -197,11 +223,11 @@ def main():
     measure_all(options, folder)
     runs = known(options, folder)
     if BASE not in runs:
-        raise SystemExit("the run with the defaults is still going on: no report yet")
+        raise SystemExit("the run that changes nothing is still going on: no report yet")
     runs = {BASE: runs.pop(BASE), **dict(sorted(runs.items()))}
     machines = sorted({figures["machine"] for seeds in runs.values() for figures in seeds.values()})
-    protocol = {**COMMON, **DATASETS.get(options.dataset, {})}
-    said = report.settings({key: value for key, value in protocol.items() if key in SAID})
+    base = base_of(options.dataset).items()
+    said = report.settings({key: value for key, value in base if key not in UNSAID})
     report.write(
         f"{NAME}/{options.dataset}",
         f"Hydra's open choices on {options.dataset}",
