@@ -49,6 +49,7 @@ FACTORS = {
         "one for all": {"repeat_bias": "shared"},
         "one per distance": {"repeat_bias": "distance"},
     },
+    "history_as_one": {"each item": {"history_as_one": False}},
     "y_norm": {"each head": {"y_norm": "head_rms"}, "none": {"y_norm": "none"}},
     "history_path": {"none, as published": {"history_path": False}},
     "mamba_start": {"as Mamba": {"mamba_start": "mamba"}},

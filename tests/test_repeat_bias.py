@@ -1,5 +1,7 @@
 """Scores of items that the user has had already."""
 
+import math
+
 import pytest
 import torch
 from conftest import small
@@ -8,8 +10,7 @@ from recbole_hydra import Config, load_model, recommend, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import RepeatBias
-from recbole_hydra.model.losses import cross_entropy
-from recbole_hydra.model.sequential_recommender import base
+from recbole_hydra.model import losses
 from recbole_hydra.ops import ScoreOffsets
 from recbole_hydra.window_loss import WindowLoss
 
@@ -76,11 +77,35 @@ def test_scores_are_those_without_it_and_the_bias(form):
     torch.testing.assert_close(model.predict(rows), want)
 
 
+def history_less(item_seq, counted, n_items):
+    """What a history of h items that counts as one has less in each row, (targets, n_items)."""
+    less = torch.zeros(len(counted), n_items)
+    length = item_seq.shape[1]
+    for row, position in enumerate(counted.tolist()):
+        user, t = divmod(position, length)
+        history = set(item_seq[user, : t + 1].tolist()) - {0}
+        less[row, list(history)] = -math.log(len(history))
+    return less
+
+
 @pytest.mark.parametrize("form", ["item", "distance"])
-@pytest.mark.parametrize("loss_type", ["CE", "BPR", "SampledCE", "gBCE"])
-def test_is_learned_beside_the_scores(loss_type, form, monkeypatch):
+@pytest.mark.parametrize(
+    "loss_type, history_as_one",
+    [
+        ("CE", False),
+        ("CE", None),
+        ("SampledCE", False),
+        ("SampledCE", True),
+        ("BPR", None),
+        ("gBCE", False),
+    ],
+)
+def test_is_learned_beside_the_scores(loss_type, history_as_one, form, monkeypatch):
     """Against all scores of the batch, held at once."""
-    model, train, _ = model_and_data(loss_type=loss_type, repeat_bias=form, num_negatives=9)
+    model, train, _ = model_and_data(
+        loss_type=loss_type, repeat_bias=form, history_as_one=history_as_one, num_negatives=9
+    )
+    assert model.history_as_one == (history_as_one or loss_type == "CE" and history_as_one is None)
     randomise(model.repeat_bias, std=0.1)
     batch = next(iter(train))
     targets = batch["item_id"].flatten()
@@ -106,7 +131,11 @@ def test_is_learned_beside_the_scores(loss_type, form, monkeypatch):
         return -(beta * torch.log(torch.sigmoid(positive)) + others).mean() / 5
 
     scores = model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T
-    want = loss_of(scores)
+    less = torch.zeros_like(scores)
+    if model.history_as_one:
+        less = history_less(batch["item_id_list"], counted, model.n_items)
+        assert float(less.min()) < -1.5
+    want = loss_of(scores + less)
     want.backward()
     offsets = model.repeat_bias(batch["item_id_list"], counted)
     loss_of(offsets.added_to(scores.detach())).backward()
@@ -120,11 +149,11 @@ def test_is_learned_beside_the_scores(loss_type, form, monkeypatch):
 
 
 def test_a_part_of_the_targets_is_enough(monkeypatch):
-    model, train, _ = model_and_data()
+    model, train, _ = model_and_data(history_as_one=False)
     batch = next(iter(train))
     every = batch["item_id"].flatten().nonzero().squeeze(1)
     pairs = int((every % batch["item_id_list"].shape[1] + 1).sum())
-    monkeypatch.setattr(base, "MOST_PAIRS", pairs // 2 + 1)
+    monkeypatch.setattr(losses, "MOST_PAIRS", pairs // 2 + 1)
     seen = []
     monkeypatch.setattr(
         type(model.repeat_bias),
@@ -138,12 +167,41 @@ def test_a_part_of_the_targets_is_enough(monkeypatch):
     assert float(model.repeat_bias.weight.grad.abs()) > 0
 
 
+@pytest.mark.parametrize("loss_type", ["CE", "SampledCE"])
+def test_a_part_of_the_targets_is_enough_where_all_are_needed(loss_type, monkeypatch):
+    """Which the loss of the scores needs; its own is from every third target."""
+    model, train, _ = model_and_data(
+        loss_type=loss_type, repeat_bias="shared", num_negatives=model_and_data()[0].n_items - 1
+    )
+    randomise(model.repeat_bias, std=0.02)
+    batch = next(iter(train))
+    counted = batch["item_id"].flatten().nonzero().squeeze(1)
+    drawn = torch.arange(1, model.n_items)
+    monkeypatch.setattr(
+        type(model), "_drawn_negatives", lambda *_: [(drawn, torch.zeros(len(drawn)))]
+    )
+    offsets = model.repeat_bias(batch["item_id_list"], counted)
+    monkeypatch.setattr(losses, "MOST_PAIRS", len(offsets.rows) // 3 + 1)
+    whole = WindowLoss(model)(batch)
+    (got,) = torch.autograd.grad(whole, model.repeat_bias.weight)
+    kept = offsets.rows % 3 == 0
+    third = offsets._replace(**{k: getattr(offsets, k)[kept] for k in ("rows", "items", "kinds")})
+    scores = (model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T).detach()
+    if loss_type == "SampledCE":
+        scores[:, 0] = -torch.inf
+    loss = torch.nn.functional.cross_entropy(
+        third.added_to(scores), batch["item_id"].flatten()[counted]
+    )
+    (want,) = torch.autograd.grad(loss, model.repeat_bias.weight)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
+
+
 def test_a_history_with_all_of_the_probability():
     """Where rounding leaves nothing for the others, the loss stays a number."""
     states, table = torch.tensor([[30.0, 0.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
     values = torch.tensor([-20.0], requires_grad=True)
     one, target = torch.ones(1, dtype=torch.long), torch.tensor([2])
-    loss = cross_entropy(states, table, target, ScoreOffsets(one - 1, one, one - 1, values))
+    loss = losses.cross_entropy(states, table, target, ScoreOffsets(one - 1, one, one - 1, values))
     assert loss.isfinite() and torch.autograd.grad(loss, values)[0].isfinite()
 
 
@@ -195,6 +253,25 @@ def test_learns_which_items_come_again(make_dataset):
     assert own[is_ink].mean() > own[1:][~is_ink[1:]].mean() + 0.02
     assert recommend(model, ["printer2", "ink3"], k=1)[0][0] == "ink3"
     assert recommend(model, ["ink3", "ink3", "printer2"], k=1)[0][0] != "printer2"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"history_as_one": "yes"}, "history_as_one must be True or False, got 'yes'"),
+        (
+            {"history_as_one": True, "repeat_bias": "none"},
+            "history_as_one: True leaves it to the repeat bias .* but repeat_bias is none",
+        ),
+        (
+            {"history_as_one": True, "loss_type": "gBCE", "num_negatives": 9},
+            "history_as_one: True is for loss_type CE and SampledCE, .* not for gBCE",
+        ),
+    ],
+)
+def test_a_history_that_cannot_count_as_one(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        model_and_data(**changes)
 
 
 def test_another_form():

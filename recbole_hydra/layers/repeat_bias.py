@@ -55,12 +55,13 @@ class RepeatBias(nn.Module):
             last: b * length + t of the last item before each target, (rows,).
         """
         length = item_seq.shape[1]
-        user, t = last // length, last % length
-        position = torch.arange(length, device=last.device)
-        # An item that was had more than once counts from the last time.
-        is_latest = (position <= t[:, None]) & (next_time(item_seq)[user] > t[:, None])
-        row, where = (is_latest & (item_seq[user] > 0)).nonzero(as_tuple=True)
-        items = item_seq[user[row], where]
+        user, t = last // length, (last % length).int()
+        position = torch.arange(length, dtype=torch.int32, device=last.device)
+        # An item that was had more than once counts from the last time, padding never.
+        until = next_time(item_seq).masked_fill(item_seq == 0, 0).int()
+        is_latest = (until.index_select(0, user) > t[:, None]) & (position <= t[:, None])
+        row, where = is_latest.nonzero(as_tuple=True)
+        items = item_seq.flatten()[(user * length)[row] + where]
         weight = self.weight
         if self.item_weight is not None:
             kinds, weight = items, weight + self.item_weight

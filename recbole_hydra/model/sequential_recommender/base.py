@@ -17,11 +17,8 @@ from recbole_hydra.model.losses import (
     gbce,
     later_targets,
     sampled_cross_entropy,
+    stride_of_pairs,
 )
-
-#: Pairs of a target and an item of its history in a step, from which the repeat bias is learned: a
-#: number per item at most, so that the pairs of all steps tell enough.
-MOST_PAIRS = 2**14
 
 
 class StateSpaceRecommender(SequentialRecommender, ABC):
@@ -38,6 +35,8 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
     #: Values of ``loss_type``: softmax over all items, BPR against RecBole's negatives, softmax
     #: or binary cross-entropy (gBCE) against negatives of our own.
     LOSS_TYPES = ("CE", "BPR", "SampledCE", "gBCE")
+    #: Those in which items share a probability.
+    SOFTMAXES = ("CE", "SampledCE")
 
     def __init__(self, config, dataset, trained_only=False):
         """``trained_only``: items that no training row has for its target take no part in the loss,
@@ -48,6 +47,9 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         #: What the scores of items in the history are raised or lowered by, if they are, a
         #: :class:`~recbole_hydra.layers.RepeatBias`.
         self.repeat_bias = None
+        #: Whether the items of the history count as one in a loss that is a softmax, see
+        #: :mod:`recbole_hydra.model.losses`; needs a repeat bias.
+        self.history_as_one = False
         self.target_groups = self._group_targets(dataset, trained_only)
         if self.loss_type in ("SampledCE", "gBCE"):
             self._prepare_sampling(dataset)
@@ -196,12 +198,13 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return later_targets(states, self.item_table, targets, later, weights)
 
     def _offsets(self, item_seq, last):
-        """What the repeat bias adds to the scores of targets, of every second, third, ... where
-        there are too many; None without one."""
+        """What the repeat bias adds to the scores of targets, None without one; where only the bias
+        needs it, of every second, third, ... target if there are many."""
         if self.repeat_bias is None:
             return None
-        pairs = int((last % item_seq.shape[1] + 1).sum())
-        stride = -(-pairs // MOST_PAIRS)
+        if self.history_as_one:
+            return self.repeat_bias(item_seq, last)
+        stride = stride_of_pairs(int((last % item_seq.shape[1] + 1).sum()))
         rows = torch.arange(0, len(last), stride, device=last.device)
         offsets = self.repeat_bias(item_seq, last[rows])
         return offsets._replace(rows=rows[offsets.rows])
@@ -217,12 +220,14 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         if self.loss_type == "CE":
             if group is not None:
                 table, targets = table.index_select(0, group.items), group.position[targets]
-            return cross_entropy(states, table, targets, offsets)
+            return cross_entropy(states, table, targets, offsets, self.history_as_one)
         if self.loss_type == "gBCE":
             number = self.n_items - 1 if group is None else len(group.items)
             return gbce(states, table, targets, sampled, self.gbce_t, number, offsets)
         log_expected = log_expected if self.logq_correction else None
-        return sampled_cross_entropy(states, table, targets, sampled, log_expected, offsets)
+        return sampled_cross_entropy(
+            states, table, targets, sampled, log_expected, offsets, self.history_as_one
+        )
 
     def _drawn_negatives(self, device):
         """Negatives of a batch, for the catalogue or each group: item ids, and the log of how often

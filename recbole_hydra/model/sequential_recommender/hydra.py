@@ -28,9 +28,11 @@ through the residuals the last item's vector reaches the state that is compared 
 that this item ranks first, on most data wrongly; a learned number on the scores of items in the
 history, and another for each item, say how often it is right. They are learned beside the scores,
 whose loss does not know of them: what the user has had stays what the model must tell the next item
-apart from, hardest of all. Ours is also the sum of both item models, in which E starts at zero: an
-item is what its text says, and what its users add to that (as in collaborative topic regression,
-Wang and Blei 2011); one without users is its text alone.
+apart from, hardest of all. A long history would be most of that; it counts as one item, in that
+each of its h items has log h less in the softmax of the loss (``history_as_one``). Ours is also the
+sum of both item models, in which E starts at zero: an item is what its text says, and what its
+users add to that (as in collaborative topic regression, Wang and Blei 2011); one without users is
+its text alone.
 """
 
 from contextlib import contextmanager
@@ -65,9 +67,10 @@ class Hydra(StateSpaceRecommender):
 
     Config keys: hidden_size, num_layers, num_heads, head_dim, d_state, d_conv, expand,
     dropout_prob, dropout_places, ffn_type, ffn_size, y_norm, history_path, output_norm,
-    rope_base, tie_embeddings, repeat_bias, initializer_range, linear_initializer_range, norm_eps,
-    loss_type, scan_backend, user_model, item_encoder and, for text, the item_* and llm_* and lora_*
-    keys. Defaults and meanings: ``properties/model/Hydra.yaml``.
+    rope_base, tie_embeddings, repeat_bias, history_as_one, initializer_range,
+    linear_initializer_range, norm_eps, loss_type, scan_backend, user_model, item_encoder and, for
+    text, the item_* and llm_* and lora_* keys. Defaults and meanings:
+    ``properties/model/Hydra.yaml``.
 
     With text the dataset has the texts of its items, ``item_text`` (n_items,), and the catalogue
     may have items without interactions; the loss tells targets apart from items of training only.
@@ -134,6 +137,7 @@ class Hydra(StateSpaceRecommender):
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
         form = self._repeat_bias_form(encoder)
         self.repeat_bias = None if form == "none" else RepeatBias(form, self.n_items)
+        self.history_as_one = self._history_as_one()
 
         for module in self.modules():
             if isinstance(module, nn.Embedding):
@@ -173,6 +177,25 @@ class Hydra(StateSpaceRecommender):
                 "is its text alone; use shared or distance"
             )
         return form
+
+    def _history_as_one(self) -> bool:
+        """Whether the history counts as one item in the loss: by default where that is a softmax,
+        and where a repeat bias keeps the history from ranking first."""
+        choice = self.setting("history_as_one")
+        is_softmax = self.loss_type in self.SOFTMAXES
+        if choice is None:
+            return is_softmax and self.repeat_bias is not None
+        if boolean("history_as_one", choice) and not is_softmax:
+            raise ConfigError(
+                f"history_as_one: True is for loss_type {' and '.join(self.SOFTMAXES)}, in which "
+                f"items share a probability, not for {self.loss_type}"
+            )
+        if choice and self.repeat_bias is None:
+            raise ConfigError(
+                "history_as_one: True leaves it to the repeat bias that the history does not rank "
+                "first, but repeat_bias is none; use another"
+            )
+        return choice
 
     def _number_of_stacks(self, dataset) -> int:
         """How often there are layers; sets ``domain_start``, where each domain's items begin."""

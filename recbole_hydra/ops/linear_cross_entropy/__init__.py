@@ -13,8 +13,8 @@ __all__ = ["BACKENDS", "linear_cross_entropy"]
 BACKENDS = ("numba", "triton", "blocked", "naive")
 
 
-def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="auto"):
-    """Mean cross-entropy of the scores ``hidden @ weight.T`` against ``target``.
+def linear_cross_entropy(hidden, weight, target, added=None, return_log_sum=False, backend="auto"):
+    """Mean cross-entropy of the scores ``hidden @ weight.T + added`` against ``target``.
 
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
     Extra memory is one block of rows of scores (96, fewer of a very large catalogue) and the two
@@ -24,6 +24,7 @@ def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="
         hidden: states, (n, width), n >= 1.
         weight: item vectors, (n_items, width).
         target: item ids, (n,), int64, in 0 .. n_items - 1.
+        added: :class:`~recbole_hydra.ops.ScoreOffsets`, added to single scores; none by default.
         return_log_sum: also return log sum exp of every row's scores, the log of its softmax's
             denominator.
         backend: "numba" (CPU, float32, widths of a multiple of 16), "triton" (GPU), "blocked"
@@ -32,13 +33,15 @@ def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="
             in float32.
 
     Returns:
-        The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``;
-        with ``return_log_sum`` the pair of it and (n,) of the same dtype, without a gradient.
+        The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``,
+        not in what is added; with ``return_log_sum`` the pair of it and (n,) of the same dtype,
+        without a gradient.
 
     Raises:
         BackendError: a shape or dtype that does not fit, an unknown backend, or a named one that
             does not fit the call.
-        IndexError: a target outside the catalogue (on the CPU; on a GPU the process ends).
+        IndexError: a target outside the catalogue, or something added outside the scores (on the
+            CPU; on a GPU the process ends).
     """
     if hidden.dim() != 2 or len(hidden) < 1:
         raise BackendError(
@@ -54,6 +57,8 @@ def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="
             f"linear_cross_entropy: target must be ({len(hidden)},) item ids to fit hidden, got "
             f"{tuple(target.shape)} {target.dtype}"
         )
+    if added is not None:
+        _check_added(added, len(hidden), len(weight))
     if backend not in ("auto", *BACKENDS):
         raise BackendError(
             f"linear_cross_entropy: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
@@ -76,8 +81,34 @@ def linear_cross_entropy(hidden, weight, target, return_log_sum=False, backend="
         compute = linear_cross_entropy_blocked
     else:
         compute = linear_cross_entropy_naive
-    loss, log_sum = compute(hidden, weight, target)
+    if added is not None:
+        values = added.values.detach()
+        added = added.rows, added.items, values.index_select(0, added.kinds)
+    loss, log_sum = compute(hidden, weight, target, added)
     return (loss, log_sum) if return_log_sum else loss
+
+
+def _check_added(added, n, n_items):
+    """Refuse what is not rows (ascending), items and kinds of scores and values."""
+    rows, items, kinds, values = added
+    if not rows.shape == items.shape == kinds.shape == (rows.numel(),) or values.dim() != 1:
+        raise BackendError(
+            "linear_cross_entropy: added must be rows, items and kinds of one length, and values "
+            f"(kinds,), got {', '.join(str(tuple(part.shape)) for part in added)}"
+        )
+    if rows.device.type != "cpu" or not len(rows):
+        return
+    for name, part, size in zip(
+        ("rows", "items", "kinds"), added, (n, n_items, len(values)), strict=False
+    ):
+        low, high = (int(x) for x in part.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(
+                f"linear_cross_entropy: {name} of added must be in 0 .. {size - 1}, got "
+                f"{low if low < 0 else high}"
+            )
+    if bool((rows.diff() < 0).any()):
+        raise BackendError("linear_cross_entropy: the rows of added must be ascending")
 
 
 def _objection(name, hidden, weight):
