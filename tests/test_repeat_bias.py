@@ -10,7 +10,8 @@ from recbole_hydra import Config, load_model, recommend, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import RepeatBias
-from recbole_hydra.model import losses
+from recbole_hydra.model.losses import cross_entropy
+from recbole_hydra.model.sequential_recommender import base
 from recbole_hydra.ops import ScoreOffsets
 from recbole_hydra.window_loss import WindowLoss
 
@@ -149,11 +150,11 @@ def test_is_learned_beside_the_scores(loss_type, history_as_one, form, monkeypat
 
 
 def test_a_part_of_the_targets_is_enough(monkeypatch):
-    model, train, _ = model_and_data(history_as_one=False)
+    model, train, _ = model_and_data()
     batch = next(iter(train))
     every = batch["item_id"].flatten().nonzero().squeeze(1)
     pairs = int((every % batch["item_id_list"].shape[1] + 1).sum())
-    monkeypatch.setattr(losses, "MOST_PAIRS", pairs // 2 + 1)
+    monkeypatch.setattr(base, "MOST_PAIRS", pairs // 2 + 1)
     seen = []
     monkeypatch.setattr(
         type(model.repeat_bias),
@@ -167,41 +168,12 @@ def test_a_part_of_the_targets_is_enough(monkeypatch):
     assert float(model.repeat_bias.weight.grad.abs()) > 0
 
 
-@pytest.mark.parametrize("loss_type", ["CE", "SampledCE"])
-def test_a_part_of_the_targets_is_enough_where_all_are_needed(loss_type, monkeypatch):
-    """Which the loss of the scores needs; its own is from every third target."""
-    model, train, _ = model_and_data(
-        loss_type=loss_type, repeat_bias="shared", num_negatives=model_and_data()[0].n_items - 1
-    )
-    randomise(model.repeat_bias, std=0.02)
-    batch = next(iter(train))
-    counted = batch["item_id"].flatten().nonzero().squeeze(1)
-    drawn = torch.arange(1, model.n_items)
-    monkeypatch.setattr(
-        type(model), "_drawn_negatives", lambda *_: [(drawn, torch.zeros(len(drawn)))]
-    )
-    offsets = model.repeat_bias(batch["item_id_list"], counted)
-    monkeypatch.setattr(losses, "MOST_PAIRS", len(offsets.rows) // 3 + 1)
-    whole = WindowLoss(model)(batch)
-    (got,) = torch.autograd.grad(whole, model.repeat_bias.weight)
-    kept = offsets.rows % 3 == 0
-    third = offsets._replace(**{k: getattr(offsets, k)[kept] for k in ("rows", "items", "kinds")})
-    scores = (model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T).detach()
-    if loss_type == "SampledCE":
-        scores[:, 0] = -torch.inf
-    loss = torch.nn.functional.cross_entropy(
-        third.added_to(scores), batch["item_id"].flatten()[counted]
-    )
-    (want,) = torch.autograd.grad(loss, model.repeat_bias.weight)
-    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-6)
-
-
 def test_a_history_with_all_of_the_probability():
     """Where rounding leaves nothing for the others, the loss stays a number."""
     states, table = torch.tensor([[30.0, 0.0]]), torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 2.0]])
     values = torch.tensor([-20.0], requires_grad=True)
     one, target = torch.ones(1, dtype=torch.long), torch.tensor([2])
-    loss = losses.cross_entropy(states, table, target, ScoreOffsets(one - 1, one, one - 1, values))
+    loss = cross_entropy(states, table, target, ScoreOffsets(one - 1, one, one - 1, values))
     assert loss.isfinite() and torch.autograd.grad(loss, values)[0].isfinite()
 
 

@@ -22,7 +22,3 @@ def test_offsets_of_some_scores():
     position[items] = torch.arange(len(items))
     few = offsets.among(rows, position).added_to(torch.zeros(3, len(items)))
     assert torch.allclose(few, matrix[rows][:, items])
-    every = matrix.clone()
-    every[[1, 2, 4, 5]] = 0
-    assert torch.equal(offsets.of_every(3).added_to(torch.zeros(6, 40)), every)
-    assert torch.equal(offsets.of_every(1).added_to(torch.zeros(6, 40)), matrix)

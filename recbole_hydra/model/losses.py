@@ -8,8 +8,9 @@ What is added to single scores (``offsets``, :class:`~recbole_hydra.ops.ScoreOff
 beside the scores: their own loss is of the scores without it, and gives the states and items their
 gradients; what is added has the gradient that it would have on top of them as they are.
 
-With ``history_as_one`` the loss of the scores counts the h items of a history that have offsets as
-one: each has log h less, so that together they weigh as much in the softmax as their mean would.
+In a softmax, items of a history may count as one (``history``,
+:class:`~recbole_hydra.ops.ItemLists`): each of the h has log h less, so that together they weigh as
+much as their mean.
 """
 
 import torch
@@ -19,11 +20,7 @@ from torch import nn
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.ops import ScoreOffsets, linear_cross_entropy
-
-#: Pairs of a target and an item of its history in a step, from which offsets are learned: one
-#: number per item at most, so that the pairs of all steps tell enough.
-MOST_PAIRS = 2**14
+from recbole_hydra.ops import linear_cross_entropy
 
 _BPR = BPRLoss()
 
@@ -93,7 +90,7 @@ class TargetGroup(nn.Module):
         return (self.position[targets] >= 0).nonzero().squeeze(1)
 
 
-def cross_entropy(states, item_table, targets, offsets=None, history_as_one=False):
+def cross_entropy(states, item_table, targets, offsets=None, history=None):
     """Mean cross-entropy of each target against all items.
 
     ::
@@ -101,23 +98,21 @@ def cross_entropy(states, item_table, targets, offsets=None, history_as_one=Fals
         loss = mean(log sum_j exp(s_j - d_j) - s_target + d_target),    p = softmax(s - d)
         of what is added:  mean(log(1 + sum_k p_k (exp(b_k + d_k) - 1)) - b_target - d_target)
 
-    d_j is log h for the h items of the history with ``history_as_one``, otherwise 0. The second is
-    the difference to the first that adding b_k to the scores s of some items k makes.
+    d_j is log h for the h items that count as one, otherwise 0. The second is the difference that
+    adding b_k to the scores s of some items k, instead of taking d off, makes to the first.
 
     Args:
         states: (targets, width). item_table: (n_items, width). targets: (targets,).
         offsets: b, what is added to single scores, or None.
-        history_as_one: count the items with offsets as one.
+        history: the items that count as one, or None; those with offsets are all the history.
     """
-    less = as_one(offsets, len(targets)) if history_as_one else None
-    loss, log_sum = linear_cross_entropy(states, item_table, targets, less, return_log_sum=True)
+    loss, log_sum = linear_cross_entropy(states, item_table, targets, history, return_log_sum=True)
     if offsets is None:
         return loss
-    stride = stride_of_pairs(len(offsets.rows))
-    rows, items, kinds, values = offsets.of_every(stride)
+    rows, items, kinds, values = offsets
     with torch.no_grad():
         scores = (states[rows] * F.embedding(items, item_table)).sum(-1)
-        d = 0.0 if less is None else -less.values[rows]
+        d = 0.0 if history is None else history.less[rows]
         p = (scores - d - log_sum[rows]).exp()
         is_target = items == targets[rows]
     added = values[kinds].to(p.dtype) + d
@@ -125,17 +120,6 @@ def cross_entropy(states, item_table, targets, offsets=None, history_as_one=Fals
     # Where the items have all of p to within rounding, their sum may come out above 1.
     change = torch.log1p(change.clamp(min=-1 + 1e-6)).sum() - (added * is_target).sum()
     return _with_gradient_of(loss, change / len(targets))
-
-
-def as_one(offsets, number):
-    """What is added to the h items with offsets in each of a ``number`` of rows, -log h."""
-    h = torch.bincount(offsets.rows, minlength=number)
-    return ScoreOffsets(offsets.rows, offsets.items, offsets.rows, -h.clamp(min=1).log())
-
-
-def stride_of_pairs(pairs) -> int:
-    """Offsets are learned from every target, or every second, third, ... of so many pairs."""
-    return max(1, -(-pairs // MOST_PAIRS))
 
 
 def later_targets(states, item_table, targets, later, weights):
@@ -179,7 +163,7 @@ def bpr(states, item_table, targets, negatives, offsets=None):
 
 
 def sampled_cross_entropy(
-    states, item_table, targets, negatives, log_expected=None, offsets=None, history_as_one=False
+    states, item_table, targets, negatives, log_expected=None, offsets=None, history=None
 ):
     """Mean cross-entropy of each target against itself and the sampled negatives.
 
@@ -199,8 +183,7 @@ def sampled_cross_entropy(
         scores = scores.float() if scores.dtype.itemsize < 4 else scores
         return -F.log_softmax(scores, 1)[:, 0].mean()
 
-    less = as_one(offsets, len(targets)) if history_as_one else None
-    return _sampled(loss, states, item_table, targets, negatives, offsets, less)
+    return _sampled(loss, states, item_table, targets, negatives, offsets, history)
 
 
 def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
@@ -226,33 +209,28 @@ def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
     return _sampled(loss, states, item_table, targets, negatives, offsets)
 
 
-def _sampled(loss, states, item_table, targets, negatives, offsets, less=None):
-    """``loss`` of the scores of targets, (targets,), and of the negatives, (targets, number); with
-    ``less``, what is added to the scores for their own loss alone."""
+def _sampled(loss, states, item_table, targets, negatives, offsets, history=None):
+    """``loss`` of the scores of targets, (targets,), and of the negatives, (targets, number)."""
     # One lookup for both: its backward pass makes a gradient as large as the table.
     rows = F.embedding(torch.cat([targets, negatives]), item_table)
     positive = (states * rows[: len(targets)]).sum(-1)
     negative = states @ rows[len(targets) :].T
+    less = 0.0, 0.0
+    if history is not None:
+        own, others = history.holds(targets[:, None]).squeeze(1), history.holds_shared(negatives)
+        less = history.less * own, history.less[:, None] * others
     if offsets is None:
-        return loss(positive, negative)
-
-    def of_both(offsets):
-        own = offsets.of(targets[:, None]).squeeze(1)
-        return own, offsets.of_shared(negatives, (len(targets), len(item_table)))
-
-    stride = stride_of_pairs(len(offsets.rows))
-    value = None
-    if less is not None:
-        own, others = of_both(less)
-        value = loss(positive + own, negative + others)
-    return _beside(loss, positive, negative, *of_both(offsets.of_every(stride)), value)
+        return loss(positive - less[0], negative - less[1])
+    own = offsets.of(targets[:, None]).squeeze(1)
+    others = offsets.of_shared(negatives, (len(targets), len(item_table)))
+    return _beside(loss, positive, negative, own, others, less)
 
 
-def _beside(loss, positive, negative, own, others, value=None):
-    """``value``, by default ``loss`` of the scores, and the gradient of ``own`` and ``others`` if
-    they were added to the scores."""
+def _beside(loss, positive, negative, own, others, less=(0.0, 0.0)):
+    """``loss`` of the scores, with something ``less`` on both, and the gradient of ``own`` and
+    ``others`` if they were added to the scores."""
     with_offsets = loss(positive.detach() + own, negative.detach() + others)
-    return _with_gradient_of(loss(positive, negative) if value is None else value, with_offsets)
+    return _with_gradient_of(loss(positive - less[0], negative - less[1]), with_offsets)
 
 
 def _with_gradient_of(loss, other):

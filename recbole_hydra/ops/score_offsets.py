@@ -24,13 +24,6 @@ class ScoreOffsets(NamedTuple):
         added = self.values[self.kinds].to(scores.dtype)
         return scores.index_put((self.rows, self.items), added, accumulate=True)
 
-    def of_every(self, stride):
-        """The offsets of every ``stride``-th row, from the first."""
-        if stride == 1:
-            return self
-        wanted = (self.rows % stride == 0).nonzero().squeeze(1)
-        return ScoreOffsets(self.rows[wanted], self.items[wanted], self.kinds[wanted], self.values)
-
     def of(self, items):
         """What is added to the scores of ``items``, (rows, m), some of each row's own."""
         place, column = (self.items[:, None] == items[self.rows]).nonzero(as_tuple=True)

@@ -17,8 +17,12 @@ from recbole_hydra.model.losses import (
     gbce,
     later_targets,
     sampled_cross_entropy,
-    stride_of_pairs,
 )
+from recbole_hydra.ops import ItemLists
+
+#: Pairs of a target and an item of its history in a step, from which the repeat bias is learned: a
+#: number per item at most, so that the pairs of all steps tell enough.
+MOST_PAIRS = 2**14
 
 
 class StateSpaceRecommender(SequentialRecommender, ABC):
@@ -48,7 +52,7 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         #: :class:`~recbole_hydra.layers.RepeatBias`.
         self.repeat_bias = None
         #: Whether the items of the history count as one in a loss that is a softmax, see
-        #: :mod:`recbole_hydra.model.losses`; needs a repeat bias.
+        #: :mod:`recbole_hydra.model.losses`.
         self.history_as_one = False
         self.target_groups = self._group_targets(dataset, trained_only)
         if self.loss_type in ("SampledCE", "gBCE"):
@@ -167,18 +171,22 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
             negatives: for BPR, item ids, (targets, negatives).
         """
         drawn, offsets = self._drawn_negatives(states.device), self._offsets(*history)
+        lists = ItemLists.of_histories(*history) if self.history_as_one else None
         table = self.item_table
         if self.loss_type == "BPR":
             return bpr(states, table, targets, negatives, offsets)
         if self.target_groups is None:
-            return self._loss_among(None, states, table, targets, offsets, *drawn[0])
+            return self._loss_among(None, states, table, targets, offsets, lists, *drawn[0])
         total = 0.0
         for group, sample in zip(self.target_groups, drawn, strict=True):
             rows = group.rows(targets)
             if len(rows):
                 mine = states.index_select(0, rows), table, targets.index_select(0, rows)
-                own = None if offsets is None else offsets.among(rows, self._position(group))
-                total = total + len(rows) * self._loss_among(group, *mine, own, *sample)
+                own = [
+                    None if part is None else part.among(rows, self._position(group))
+                    for part in (offsets, lists)
+                ]
+                total = total + len(rows) * self._loss_among(group, *mine, *own, *sample)
         return total / len(targets)
 
     def later_target_loss(self, states, targets, later, weights):
@@ -198,13 +206,12 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return later_targets(states, self.item_table, targets, later, weights)
 
     def _offsets(self, item_seq, last):
-        """What the repeat bias adds to the scores of targets, None without one; where only the bias
-        needs it, of every second, third, ... target if there are many."""
+        """What the repeat bias adds to the scores of targets, of every second, third, ... where
+        there are too many; None without one."""
         if self.repeat_bias is None:
             return None
-        if self.history_as_one:
-            return self.repeat_bias(item_seq, last)
-        stride = stride_of_pairs(int((last % item_seq.shape[1] + 1).sum()))
+        pairs = int((last % item_seq.shape[1] + 1).sum())
+        stride = -(-pairs // MOST_PAIRS)
         rows = torch.arange(0, len(last), stride, device=last.device)
         offsets = self.repeat_bias(item_seq, last[rows])
         return offsets._replace(rows=rows[offsets.rows])
@@ -215,19 +222,17 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
             return group.position
         return torch.arange(self.n_items, device=group.position.device)
 
-    def _loss_among(self, group, states, table, targets, offsets, sampled, log_expected):
+    def _loss_among(self, group, states, table, targets, offsets, lists, sampled, log_expected):
         """Mean loss of targets of one group, or of the catalogue."""
         if self.loss_type == "CE":
             if group is not None:
                 table, targets = table.index_select(0, group.items), group.position[targets]
-            return cross_entropy(states, table, targets, offsets, self.history_as_one)
+            return cross_entropy(states, table, targets, offsets, lists)
         if self.loss_type == "gBCE":
             number = self.n_items - 1 if group is None else len(group.items)
             return gbce(states, table, targets, sampled, self.gbce_t, number, offsets)
         log_expected = log_expected if self.logq_correction else None
-        return sampled_cross_entropy(
-            states, table, targets, sampled, log_expected, offsets, self.history_as_one
-        )
+        return sampled_cross_entropy(states, table, targets, sampled, log_expected, offsets, lists)
 
     def _drawn_negatives(self, device):
         """Negatives of a batch, for the catalogue or each group: item ids, and the log of how often

@@ -13,8 +13,8 @@ __all__ = ["BACKENDS", "linear_cross_entropy"]
 BACKENDS = ("numba", "triton", "blocked", "naive")
 
 
-def linear_cross_entropy(hidden, weight, target, added=None, return_log_sum=False, backend="auto"):
-    """Mean cross-entropy of the scores ``hidden @ weight.T + added`` against ``target``.
+def linear_cross_entropy(hidden, weight, target, as_one=None, return_log_sum=False, backend="auto"):
+    """Mean cross-entropy of the scores ``hidden @ weight.T`` against ``target``.
 
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
     Extra memory is one block of rows of scores (96, fewer of a very large catalogue) and the two
@@ -24,7 +24,9 @@ def linear_cross_entropy(hidden, weight, target, added=None, return_log_sum=Fals
         hidden: states, (n, width), n >= 1.
         weight: item vectors, (n_items, width).
         target: item ids, (n,), int64, in 0 .. n_items - 1.
-        added: :class:`~recbole_hydra.ops.ScoreOffsets`, added to single scores; none by default.
+        as_one: :class:`~recbole_hydra.ops.ItemLists` of the rows, whose items count as one: the
+            score of each has the log of their number less, so that a list weighs in the softmax as
+            much as its mean item would. None by default.
         return_log_sum: also return log sum exp of every row's scores, the log of its softmax's
             denominator.
         backend: "numba" (CPU, float32, widths of a multiple of 16), "triton" (GPU), "blocked"
@@ -33,15 +35,14 @@ def linear_cross_entropy(hidden, weight, target, added=None, return_log_sum=Fals
             in float32.
 
     Returns:
-        The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``,
-        not in what is added; with ``return_log_sum`` the pair of it and (n,) of the same dtype,
-        without a gradient.
+        The loss, a scalar, float32 or float64, differentiable once in ``hidden`` and ``weight``;
+        with ``return_log_sum`` the pair of it and (n,) of the same dtype, without a gradient.
 
     Raises:
         BackendError: a shape or dtype that does not fit, an unknown backend, or a named one that
             does not fit the call.
-        IndexError: a target outside the catalogue, or something added outside the scores (on the
-            CPU; on a GPU the process ends).
+        IndexError: a target, or an item of a list, outside the catalogue (on the CPU; on a GPU the
+            process ends).
     """
     if hidden.dim() != 2 or len(hidden) < 1:
         raise BackendError(
@@ -57,8 +58,8 @@ def linear_cross_entropy(hidden, weight, target, added=None, return_log_sum=Fals
             f"linear_cross_entropy: target must be ({len(hidden)},) item ids to fit hidden, got "
             f"{tuple(target.shape)} {target.dtype}"
         )
-    if added is not None:
-        _check_added(added, len(hidden), len(weight))
+    if as_one is not None:
+        _check_lists(as_one, len(hidden), len(weight))
     if backend not in ("auto", *BACKENDS):
         raise BackendError(
             f"linear_cross_entropy: unknown backend {backend!r}; use auto, {', '.join(BACKENDS)}"
@@ -81,34 +82,32 @@ def linear_cross_entropy(hidden, weight, target, added=None, return_log_sum=Fals
         compute = linear_cross_entropy_blocked
     else:
         compute = linear_cross_entropy_naive
-    if added is not None:
-        values = added.values.detach()
-        added = added.rows, added.items, values.index_select(0, added.kinds)
-    loss, log_sum = compute(hidden, weight, target, added)
+    loss, log_sum = compute(hidden, weight, target, as_one)
     return (loss, log_sum) if return_log_sum else loss
 
 
-def _check_added(added, n, n_items):
-    """Refuse what is not rows (ascending), items and kinds of scores and values."""
-    rows, items, kinds, values = added
-    if not rows.shape == items.shape == kinds.shape == (rows.numel(),) or values.dim() != 1:
+def _check_lists(lists, n, n_items):
+    """Refuse what is not a list for every row of scores, of items of the catalogue."""
+    items, begin, count = lists
+    if items.dim() != 1 or begin.shape != (n,) or count.shape != (n,):
         raise BackendError(
-            "linear_cross_entropy: added must be rows, items and kinds of one length, and values "
-            f"(kinds,), got {', '.join(str(tuple(part.shape)) for part in added)}"
+            f"linear_cross_entropy: as_one must be items (k,), begin ({n},) and count ({n},) to "
+            f"fit hidden, got {', '.join(str(tuple(part.shape)) for part in lists)}"
         )
-    if rows.device.type != "cpu" or not len(rows):
+    if items.device.type != "cpu":
         return
-    for name, part, size in zip(
-        ("rows", "items", "kinds"), added, (n, n_items, len(values)), strict=False
-    ):
-        low, high = (int(x) for x in part.aminmax())
-        if low < 0 or high >= size:
-            raise IndexError(
-                f"linear_cross_entropy: {name} of added must be in 0 .. {size - 1}, got "
-                f"{low if low < 0 else high}"
-            )
-    if bool((rows.diff() < 0).any()):
-        raise BackendError("linear_cross_entropy: the rows of added must be ascending")
+    if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_items:
+        raise IndexError(
+            f"linear_cross_entropy: items of as_one must be in 0 .. {n_items - 1}, got "
+            f"{int(items.min())} to {int(items.max())}"
+        )
+    end = begin + count
+    if int(begin.min()) < 0 or int(count.min()) < 0 or int(end.max()) > len(items):
+        raise IndexError(
+            f"linear_cross_entropy: lists of as_one must be within its {len(items)} items, got "
+            f"{int(begin.min())} to before {int(end.max())}, and no fewer than {int(count.min())} "
+            "items in a list"
+        )
 
 
 def _objection(name, hidden, weight):

@@ -5,13 +5,13 @@ gradients,
 
 ::
 
-    S = h W^T + added,   p = softmax(S),   loss = mean(log sum exp(S) - S[target])
+    S = h W^T - less,   p = softmax(S),   loss = mean(log sum exp(S) - S[target])
     d loss / d h = (p W - W[target]) / n,   d loss / d W = (p^T h - onehot(target)^T h) / n
 
-so that three matrix products are spent, none twice, and one block of logits exists at a time. What
-is added stands at a few places of S. The backward pass scales the gradients that the forward pass
-left. A block is kept items x rows: the first and the last product, whose long side is the
-catalogue, run faster so.
+so that three matrix products are spent, none twice, and one block of logits exists at a time. The
+items of a list that counts as one have ``less``, the log of their number, all others zero. The
+backward pass scales the gradients that the forward pass left. A block is kept items x rows: the
+first and the last product, whose long side is the catalogue, run faster so.
 """
 
 import torch
@@ -32,10 +32,10 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The loss of :func:`loss_and_gradients`; the gradients are left by the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, target, added, dtype, products):
+    def forward(ctx, hidden, weight, target, as_one, dtype, products):
         wants_grad = hidden.requires_grad or weight.requires_grad
         loss, log_sum, *gradients = loss_and_gradients(
-            hidden.detach(), weight.detach(), target, added, dtype, products, wants_grad
+            hidden.detach(), weight.detach(), target, as_one, dtype, products, wants_grad
         )
         if wants_grad:
             ctx.save_for_backward(*gradients)
@@ -50,11 +50,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         return *((g * grad).to(dtype) for g, dtype in grads), None, None, None, None
 
 
-def loss_and_gradients(hidden, weight, target, added, dtype, products, wants_grad):
-    """Return the loss, log sum exp(h W^T + added), and the gradients of ``hidden`` and ``weight``.
+def loss_and_gradients(hidden, weight, target, as_one, dtype, products, wants_grad):
+    """Return the loss, log sum exp(S), and the gradients of ``hidden`` and ``weight``.
 
     Args:
-        added: see :func:`softmax_products`.
+        as_one: ItemLists of the rows, or None.
         dtype: of the products.
         products: a function like :func:`softmax_products`.
         wants_grad: whether the gradients are wanted; otherwise None is returned for both.
@@ -65,13 +65,12 @@ def loss_and_gradients(hidden, weight, target, added, dtype, products, wants_gra
     n = len(hidden)
     h, W = hidden.to(dtype), weight.to(dtype)
     target_rows = W.index_select(0, target).to(sum_dtype(dtype))
-    log_sum, grad_h, grad_W = products(h, W, wants_grad, added)
+    log_sum, grad_h, grad_W = products(h, W, wants_grad, as_one)
     h = h.to(log_sum.dtype)
     loss = log_sum.sum() - (h * target_rows).sum()
-    if added is not None:
-        rows, items, values = added
-        is_target = items == target.index_select(0, rows)
-        loss = loss - (values.to(loss.dtype) * is_target).sum()
+    if as_one is not None:
+        is_in = as_one.holds(target[:, None]).squeeze(1)
+        loss = loss + (as_one.less.to(loss.dtype) * is_in).sum()
     loss = loss / n
     if wants_grad:
         grad_h.sub_(target_rows).div_(n)
@@ -79,34 +78,35 @@ def loss_and_gradients(hidden, weight, target, added, dtype, products, wants_gra
     return loss, log_sum, grad_h, grad_W
 
 
-def softmax_products(h, W, wants_grad=True, added=None):
-    """Return log sum exp(S), p W and p^T h, with S = h W^T + added and p = softmax(S), one block at
+def softmax_products(h, W, wants_grad=True, as_one=None):
+    """Return log sum exp(S), p W and p^T h, with S = h W^T - less and p = softmax(S), one block at
     a time.
 
     Args:
         h: states, (n, width).
         W: item vectors, (n_items, width), of the same dtype.
         wants_grad: whether the products are wanted; otherwise None is returned for both.
-        added: rows (ascending), items and values, (k,) each, or None.
+        as_one: ItemLists of the rows, or None.
 
     Returns:
         Tensors (n,), (n, width) and (n_items, width), float32 or float64.
     """
     n, n_items, sums = len(h), len(W), sum_dtype(h.dtype)
-    shifted = h.dtype != sums or _largest_logit(h, W, added) > SAFE_LOGIT
+    shifted = h.dtype != sums or _largest_logit(h, W) > SAFE_LOGIT
+    less = None if as_one is None else as_one.less
     log_sums = h.new_empty(n, dtype=sums)
     p_W = h.new_empty(h.shape, dtype=sums) if wants_grad else None
     p_h = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
     rows = rows_of_block(n, n_items, h.device)
     buffer = h.new_empty(n_items, rows)
-    for start, (own, items, values) in zip(
-        range(0, n, rows), added_by_block(added, n, rows), strict=True
-    ):
+    for start in range(0, n, rows):
         block = slice(start, start + rows)
         hb = h[block]
         logits = torch.mm(W, hb.T, out=buffer if len(hb) == rows else None)
-        if added is not None:
-            logits.index_put_((items, own), values.to(logits.dtype), accumulate=True)
+        if as_one is not None:
+            row, item = as_one.places(start, start + rows)
+            minus = less[block].neg().to(logits.dtype)[row]
+            logits.index_put_((item, row), minus, accumulate=True)
         e, log_sums[block], scale = _exponentials(logits, sums, shifted)
         if wants_grad:
             # p = e * scale: the scale goes to the small factors of the products.
@@ -117,21 +117,6 @@ def softmax_products(h, W, wants_grad=True, added=None):
             else:
                 p_h += torch.mm(e, (hb.to(sums) * scale).to(h.dtype))
     return log_sums, p_W, p_h
-
-
-def added_by_block(added, n, rows):
-    """What :func:`softmax_products` has ``added``, for every block of ``rows`` of the n rows: rows
-    counted from its first, items and values; three times None if nothing is added."""
-    starts = range(0, n, rows)
-    if added is None:
-        return [(None, None, None)] * len(starts)
-    edges = torch.tensor([*starts, n], device=added[0].device)
-    sizes = torch.searchsorted(added[0].contiguous(), edges).diff().tolist()
-    parts = zip(*(part.split(sizes) for part in added), strict=True)
-    return [
-        (own - start, items, values)
-        for start, (own, items, values) in zip(starts, parts, strict=True)
-    ]
 
 
 def sum_dtype(dtype):
@@ -149,14 +134,11 @@ def rows_of_block(n, n_items, device):
     return min(rows, n)
 
 
-def _largest_logit(h, W, added) -> float:
-    """An upper bound of |h W^T + added| by Cauchy and Schwarz; infinite on a GPU, which it would
-    stall."""
+def _largest_logit(h, W) -> float:
+    """An upper bound of |h W^T| by Cauchy and Schwarz; infinite on a GPU, which it would stall."""
     if h.device.type != "cpu":
         return torch.inf
     bound = (h.norm(dim=1).max() * W.norm(dim=1).max()).item()
-    if added is not None and len(added[2]):
-        bound += added[2].abs().max().item()
     return bound if bound == bound else torch.inf
 
 
@@ -182,11 +164,11 @@ def products_dtype(hidden, weight):
     return dtype
 
 
-def linear_cross_entropy_blocked(hidden, weight, target, added=None):
+def linear_cross_entropy_blocked(hidden, weight, target, as_one=None):
     """What :func:`.naive.linear_cross_entropy_naive` returns, on any device, in any dtype.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
     dtype = products_dtype(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        return LinearCrossEntropy.apply(hidden, weight, target, added, dtype, softmax_products)
+        return LinearCrossEntropy.apply(hidden, weight, target, as_one, dtype, softmax_products)

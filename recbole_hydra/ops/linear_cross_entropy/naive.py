@@ -4,15 +4,16 @@ import torch
 import torch.nn.functional as F
 
 
-def linear_cross_entropy_naive(hidden, weight, target, added=None):
-    """Mean of -log softmax(S)[target], S = hidden weight^T + added, and log sum exp(S), (n,), the
-    latter without a gradient. Holds all (n, n_items) logits.
+def linear_cross_entropy_naive(hidden, weight, target, as_one=None):
+    """Mean of -log softmax(S)[target], and log sum exp(S), (n,), the latter without a gradient.
 
-    ``added``: rows (ascending), items and values, (k,) each; no place twice.
+    S = hidden weight^T, with log h less for the h items of a row's list in ``as_one``. Holds all
+    (n, n_items) logits.
     """
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if added is not None:
-        rows, items, values = added
-        logits = logits.index_put((rows, items), values.to(logits.dtype), accumulate=True)
+    if as_one is not None:
+        row, item = as_one.places()
+        less = as_one.less.to(logits.dtype)
+        logits = logits.index_put((row, item), -less[row], accumulate=True)
     return F.cross_entropy(logits, target), torch.logsumexp(logits.detach(), dim=1)

@@ -24,7 +24,7 @@ LARGEST = 60.0
 #: The smallest sum that 10^6 exponentials, each cut off at 2^-126, cannot have falsified.
 SMALLEST_SUM = 1e-25
 
-_NOTHING = torch.empty(0, dtype=torch.int64)
+_NO_LISTS = (torch.empty(0, dtype=torch.int64),) * 3
 
 
 @njit(inline="always")
@@ -74,26 +74,29 @@ def _exponentials(e, start, shift, sums, items, rows):
 
 
 @njit(inline="always")
-def _sort_by_item(first, last, items, place, order):
-    """Sort ``first`` to ``last`` by item, by counting: those of item j are ``order[place[j]]`` to
-    ``order[place[j + 1] - 1]``."""
+def _sort_by_item(start, here, rows, items, begin, count, place, cell):
+    """The elements of the lists of ``here`` rows from ``start``, by item, sorted by counting: those
+    of item j are ``cell[place[j]]`` to ``cell[place[j + 1] - 1]``, where they are in a block."""
     place[:] = 0
-    for k in range(first, last):
-        place[items[k] + 2] += 1
+    for i in range(here):
+        for at in range(begin[start + i], begin[start + i] + count[start + i]):
+            place[items[at] + 2] += 1
     for j in range(2, len(place)):
         place[j] += place[j - 1]
-    for k in range(first, last):
-        order[place[items[k] + 1]] = k
-        place[items[k] + 1] += 1
+    for i in range(here):
+        for at in range(begin[start + i], begin[start + i] + count[start + i]):
+            j = items[at]
+            cell[place[j + 1]] = j * rows + i
+            place[j + 1] += 1
 
 
-def _sweep(h, W, shift, added_rows, added_items, added, rows, tasks, sums, p_W, p_h, e):
-    """Blocks of ``rows`` rows; ``shift`` and ``added`` in powers of 2, ``added_rows`` ascending;
-    ``e`` is room for (n_items, rows)."""
+def _sweep(h, W, shift, items, begin, count, less, room, rows, tasks, sums, p_W, p_h, e):
+    """Blocks of ``rows`` rows; ``shift`` and ``less`` in powers of 2. ``e`` is room for (n_items,
+    rows); ``room``, for the lists of a block."""
     n, width = h.shape
-    n_items, number, added_last = len(e) // rows, len(added), 0
-    place = np.empty(n_items + 2 if number else 0, np.int64)
-    order = np.empty(number, np.int64)
+    n_items, has_lists = len(e) // rows, len(less) > 0
+    place = np.empty(n_items + 2 if has_lists else 0, np.int64)
+    cell = np.empty(room, np.int64)
     columns = np.zeros(width * rows, np.float32)  # h^T in powers of 2
     block_shift = np.zeros(rows, np.float32)
     scaled = np.empty(rows * width, np.float32)  # h over the sums; rows past the last are zero
@@ -105,27 +108,23 @@ def _sweep(h, W, shift, added_rows, added_items, added, rows, tasks, sums, p_W, 
             block_shift[i] = shift[start + i] if i < here else np.float32(0.0)
             for k in range(width):
                 columns[k * rows + i] = h[start + i, k] * LOG2E if i < here else np.float32(0.0)
-        added_first = added_last
-        while added_last < number and added_rows[added_last] < start + rows:
-            added_last += 1
-        if number:
-            _sort_by_item(added_first, added_last, added_items, place, order)
+        if has_lists:
+            _sort_by_item(start, here, rows, items, begin, count, place, cell)
         for task in prange(tasks):
             first, last = n_items * task // tasks, n_items * (task + 1) // tasks
             part_sums, products = task_sums[task], task_products[task]
             part_sums[:] = 0
             products[:] = 0
             for j in range(first, last, CHUNK):
-                items = min(CHUNK, last - j)
-                e[j * rows : (j + items) * rows] = 0
+                some = min(CHUNK, last - j)
+                e[j * rows : (j + some) * rows] = 0
                 _add_product(W, j * width, width, 1, columns, 0, rows, width,
-                             e, j * rows, rows, items, rows)  # fmt: skip
-                if number:
-                    for at in range(place[j], place[j + items]):
-                        k = order[at]
-                        e[added_items[k] * rows + added_rows[k] - start] += added[k]
-                _exponentials(e, j * rows, block_shift, part_sums, items, rows)
-                _add_product(W, j * width, 1, width, e, j * rows, rows, items,
+                             e, j * rows, rows, some, rows)  # fmt: skip
+                if has_lists:
+                    for at in range(place[j], place[j + some]):
+                        e[cell[at]] -= less[start + cell[at] % rows]
+                _exponentials(e, j * rows, block_shift, part_sums, some, rows)
+                _add_product(W, j * width, 1, width, e, j * rows, rows, some,
                              products, 0, rows, width, rows)  # fmt: skip
         for task in range(1, tasks):
             for i in range(rows):
@@ -148,7 +147,7 @@ def _sweep(h, W, shift, added_rows, added_items, added, rows, tasks, sums, p_W, 
 _sweep = compiled(_sweep)
 
 
-def softmax_products(h, W, wants_grad=True, added=None):
+def softmax_products(h, W, wants_grad=True, as_one=None):
     """What :func:`.blocked.softmax_products` returns, for float32 and widths of a multiple of 16.
 
     That one is called where a row's scores lie so far below their bound |h| max |W| (by some 120)
@@ -158,24 +157,27 @@ def softmax_products(h, W, wants_grad=True, added=None):
     blocks = -(-n // (ROWS if n_items <= VERY_LARGE else FEW_ROWS))
     rows = -(-n // (blocks * LANES)) * LANES
     bound = h.norm(dim=1) * W.norm(dim=1).max()  # of |h W^T|, by Cauchy and Schwarz
-    added_rows, added_items, values = added or (_NOTHING, _NOTHING, h.new_empty(0))
-    if len(values):
-        bound = bound + values.max().clamp(min=0)
     shift = (bound - LARGEST).clamp_(min=0)
     sums, p_W, p_h = h.new_empty(n), h.new_empty(n, width), W.new_zeros(n_items, width)
     e = h.new_empty(n_items * rows)
     inputs = h.contiguous(), W.contiguous().view(-1), shift * float(LOG2E)
-    inputs += added_rows.contiguous(), added_items.contiguous(), values.float() * float(LOG2E)
+    lists, less, room = _NO_LISTS, h.new_empty(0), 0
+    if as_one is not None:
+        lists, less = [part.contiguous() for part in as_one], as_one.less.float() * float(LOG2E)
+        room = max(int(part.sum()) for part in as_one.count.split(rows))
     outputs = sums, p_W, p_h.view(-1), e
     threads = use_torch_threads()
-    _sweep(*(x.numpy() for x in inputs), rows, threads, *(x.numpy() for x in outputs))
+    _sweep(
+        *(x.numpy() for x in (*inputs, *lists, less)), room, rows, threads,
+        *(x.numpy() for x in outputs),
+    )  # fmt: skip
     if not bool(((sums >= SMALLEST_SUM) & sums.isfinite()).all()):
-        return blocked.softmax_products(h, W, wants_grad, added)
+        return blocked.softmax_products(h, W, wants_grad, as_one)
     return sums.log_().add_(shift), p_W, p_h
 
 
-def linear_cross_entropy_numba(hidden, weight, target, added=None):
+def linear_cross_entropy_numba(hidden, weight, target, as_one=None):
     """What :func:`.naive.linear_cross_entropy_naive` returns, for float32 on the CPU."""
     return blocked.LinearCrossEntropy.apply(
-        hidden, weight, target, added, torch.float32, softmax_products
+        hidden, weight, target, as_one, torch.float32, softmax_products
     )

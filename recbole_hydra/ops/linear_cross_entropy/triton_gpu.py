@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from recbole_hydra.ops.item_lists import ItemLists
 from recbole_hydra.ops.linear_cross_entropy.blocked import (
-    added_by_block,
     loss_and_gradients,
     products_dtype,
     rows_of_block,
@@ -41,7 +41,7 @@ def _softmax(logits, log_sums, n_items, stride, ITEMS: tl.constexpr):
         tl.store(logits + start + item, tl.exp(x - log_sum), there)
 
 
-def softmax_products(h, W, wants_grad=True, added=None):
+def softmax_products(h, W, wants_grad=True, as_one=None):
     """What :func:`.blocked.softmax_products` returns, for float32, bfloat16 and float16."""
     n, n_items = len(h), len(W)
     sums = sum_dtype(h.dtype)
@@ -50,13 +50,14 @@ def softmax_products(h, W, wants_grad=True, added=None):
     p_h = W.new_zeros(W.shape, dtype=sums) if wants_grad else None
     rows = rows_of_block(n, n_items, h.device)
     buffer = h.new_empty(rows, n_items)
-    for start, (own, items, values) in zip(
-        range(0, n, rows), added_by_block(added, n, rows), strict=True
-    ):
+    less = None if as_one is None else as_one.less
+    for start in range(0, n, rows):
         block = slice(start, start + rows)
         p = torch.mm(h[block], W.T, out=buffer[: len(h[block])])
-        if added is not None:
-            p.index_put_((own, items), values.to(p.dtype), accumulate=True)
+        if as_one is not None:
+            places = as_one.places(start, start + rows)
+            minus = less[block].neg().to(p.dtype)[places[0]]
+            p.index_put_(places, minus, accumulate=True)
         _softmax[(len(p),)](p, log_sums[block], n_items, p.stride(0), ITEMS=ITEMS)
         if not wants_grad:
             continue
@@ -71,15 +72,14 @@ def softmax_products(h, W, wants_grad=True, added=None):
 
 @torch.library.custom_op("recbole_hydra::linear_cross_entropy", mutates_args=())
 def _loss(
-    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor,
-    added_rows: torch.Tensor | None, added_items: torch.Tensor | None,
-    added_values: torch.Tensor | None, dtype: torch.dtype, wants_grad: bool,
+    hidden: torch.Tensor, weight: torch.Tensor, target: torch.Tensor, items: torch.Tensor | None,
+    begin: torch.Tensor | None, count: torch.Tensor | None, dtype: torch.dtype, wants_grad: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """What :func:`.blocked.loss_and_gradients` returns, empty tensors for gradients not wanted."""
-    added = None if added_rows is None else (added_rows, added_items, added_values)
+    as_one = None if items is None else ItemLists(items, begin, count)
     with torch.autocast(hidden.device.type, enabled=False):
         loss, log_sum, *gradients = loss_and_gradients(
-            hidden, weight, target, added, dtype, softmax_products, wants_grad
+            hidden, weight, target, as_one, dtype, softmax_products, wants_grad
         )
     if not wants_grad:
         gradients = log_sum.new_empty(0), log_sum.new_empty(0)
@@ -87,7 +87,7 @@ def _loss(
 
 
 @_loss.register_fake
-def _(hidden, weight, target, added_rows, added_items, added_values, dtype, wants_grad):
+def _(hidden, weight, target, items, begin, count, dtype, wants_grad):
     shapes = (), (len(hidden),), *((hidden.shape, weight.shape) if wants_grad else ((0,), (0,)))
     return tuple(hidden.new_empty(shape, dtype=sum_dtype(dtype)) for shape in shapes)
 
@@ -123,13 +123,13 @@ def _differentiate(ctx, grad, *_):
 _loss.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def linear_cross_entropy_triton(hidden, weight, target, added=None):
+def linear_cross_entropy_triton(hidden, weight, target, as_one=None):
     """What :func:`.naive.linear_cross_entropy_naive` returns, on a GPU.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
     dtype = products_dtype(hidden, weight)
     wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    added = added or (None, None, None)
-    loss, log_sum, _, _ = _loss(hidden, weight, target, *added, dtype, wants_grad)
+    lists = as_one or (None, None, None)
+    loss, log_sum, _, _ = _loss(hidden, weight, target, *lists, dtype, wants_grad)
     return loss, log_sum.detach()
