@@ -61,11 +61,13 @@ def test_equals_the_definition(shape, scale, dtype, tolerance):
 
 
 def some_lists(n, n_items):
-    """Of the rows of users with 23 positions each, which have had every third item or so."""
+    """Of the rows of users with 23 positions each, some without an item; first in order of time,
+    then in any order."""
     generator = torch.Generator().manual_seed(1)
     items = torch.randint(0, n_items, (-(-n // 23), 23), generator=generator)
     items *= torch.rand(items.shape, generator=generator) < 0.7
-    return ItemLists.of_histories(items, torch.arange(n))
+    later = n // 2 + torch.randperm(n - n // 2, generator=generator)
+    return ItemLists.of_histories(items, torch.cat([torch.arange(n // 2), later]))
 
 
 def wanted_with(lists, hidden, weight, target):

@@ -74,29 +74,52 @@ def _exponentials(e, start, shift, sums, items, rows):
 
 
 @njit(inline="always")
-def _sort_by_item(start, here, rows, items, begin, count, place, cell):
-    """The elements of the lists of ``here`` rows from ``start``, by item, sorted by counting: those
-    of item j are ``cell[place[j]]`` to ``cell[place[j + 1] - 1]``, where they are in a block."""
+def _ends_run(i, last, begin, count):
+    """Whether row i is the last of a run of rows whose lists begin together and do not shrink."""
+    return i == last or begin[i + 1] != begin[i] or count[i + 1] < count[i]
+
+
+@njit(inline="always")
+def _runs_by_item(start, stop, items, begin, count, place, first, last):
+    """Where the lists of rows ``start`` to ``stop`` have an item, sorted by item by counting.
+
+    An element of a list is in the lists of the rows after it, too, to the end of the run: those of
+    item j are rows ``first[k]`` to ``last[k]``, k from ``place[j]`` to before ``place[j + 1]``.
+    """
     place[:] = 0
-    for i in range(here):
-        for at in range(begin[start + i], begin[start + i] + count[start + i]):
-            place[items[at] + 2] += 1
+    for i in range(start, stop):
+        if _ends_run(i, stop - 1, begin, count):
+            for at in range(begin[i], begin[i] + count[i]):
+                place[items[at] + 2] += 1
     for j in range(2, len(place)):
         place[j] += place[j - 1]
-    for i in range(here):
-        for at in range(begin[start + i], begin[start + i] + count[start + i]):
-            j = items[at]
-            cell[place[j + 1]] = j * rows + i
-            place[j + 1] += 1
+    first_row = row = start
+    for i in range(start, stop):
+        if _ends_run(i, stop - 1, begin, count):
+            row = first_row
+            for at in range(begin[i], begin[i] + count[i]):
+                while begin[row] + count[row] <= at:
+                    row += 1
+                k = place[items[at] + 1]
+                first[k], last[k] = row, i
+                place[items[at] + 1] += 1
+            first_row = i + 1
 
 
-def _sweep(h, W, shift, items, begin, count, less, room, rows, tasks, sums, p_W, p_h, e):
-    """Blocks of ``rows`` rows; ``shift`` and ``less`` in powers of 2. ``e`` is room for (n_items,
-    rows); ``room``, for the lists of a block."""
+def _sweep(h, W, shift, items, begin, count, less, rows, tasks, sums, p_W, p_h, e):
+    """Blocks of ``rows`` rows; ``shift`` and ``less`` in powers of 2; ``e`` is room for (n_items,
+    rows)."""
     n, width = h.shape
     n_items, has_lists = len(e) // rows, len(less) > 0
     place = np.empty(n_items + 2 if has_lists else 0, np.int64)
-    cell = np.empty(room, np.int64)
+    most = 0  # elements of a block's lists, once for each run
+    for start in range(0, n if has_lists else 0, rows):
+        here, elements = min(rows, n - start), 0
+        for i in range(start, start + here):
+            if _ends_run(i, start + here - 1, begin, count):
+                elements += count[i]
+        most = max(most, elements)
+    first_row, last_row = np.empty(most, np.int64), np.empty(most, np.int64)
     columns = np.zeros(width * rows, np.float32)  # h^T in powers of 2
     block_shift = np.zeros(rows, np.float32)
     scaled = np.empty(rows * width, np.float32)  # h over the sums; rows past the last are zero
@@ -109,7 +132,7 @@ def _sweep(h, W, shift, items, begin, count, less, room, rows, tasks, sums, p_W,
             for k in range(width):
                 columns[k * rows + i] = h[start + i, k] * LOG2E if i < here else np.float32(0.0)
         if has_lists:
-            _sort_by_item(start, here, rows, items, begin, count, place, cell)
+            _runs_by_item(start, start + here, items, begin, count, place, first_row, last_row)
         for task in prange(tasks):
             first, last = n_items * task // tasks, n_items * (task + 1) // tasks
             part_sums, products = task_sums[task], task_products[task]
@@ -121,8 +144,10 @@ def _sweep(h, W, shift, items, begin, count, less, room, rows, tasks, sums, p_W,
                 _add_product(W, j * width, width, 1, columns, 0, rows, width,
                              e, j * rows, rows, some, rows)  # fmt: skip
                 if has_lists:
-                    for at in range(place[j], place[j + some]):
-                        e[cell[at]] -= less[start + cell[at] % rows]
+                    for item in range(j, j + some):
+                        for k in range(place[item], place[item + 1]):
+                            for row in range(first_row[k], last_row[k] + 1):
+                                e[item * rows + row - start] -= less[row]
                 _exponentials(e, j * rows, block_shift, part_sums, some, rows)
                 _add_product(W, j * width, 1, width, e, j * rows, rows, some,
                              products, 0, rows, width, rows)  # fmt: skip
@@ -161,14 +186,13 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     sums, p_W, p_h = h.new_empty(n), h.new_empty(n, width), W.new_zeros(n_items, width)
     e = h.new_empty(n_items * rows)
     inputs = h.contiguous(), W.contiguous().view(-1), shift * float(LOG2E)
-    lists, less, room = _NO_LISTS, h.new_empty(0), 0
+    lists, less = _NO_LISTS, h.new_empty(0)
     if as_one is not None:
-        lists, less = [part.contiguous() for part in as_one], as_one.less.float() * float(LOG2E)
-        room = max(int(part.sum()) for part in as_one.count.split(rows))
+        lists, less = [part.contiguous() for part in as_one], as_one.less * float(LOG2E)
     outputs = sums, p_W, p_h.view(-1), e
     threads = use_torch_threads()
     _sweep(
-        *(x.numpy() for x in (*inputs, *lists, less)), room, rows, threads,
+        *(x.numpy() for x in (*inputs, *lists, less)), rows, threads,
         *(x.numpy() for x in outputs),
     )  # fmt: skip
     if not bool(((sums >= SMALLEST_SUM) & sums.isfinite()).all()):
