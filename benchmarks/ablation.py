@@ -27,8 +27,7 @@ from recbole_hydra.quick_start import train_or_continue
 #: The settings around which one is changed; the rest is ``properties/model/Hydra.yaml``.
 BASES = {
     "ml-1m-prefix": {
-        "MAX_ITEM_LIST_LENGTH": 200, "num_layers": 2, "num_heads": 2, "dropout_prob": 0.2,
-        "learning_rate": 0.01,
+        "MAX_ITEM_LIST_LENGTH": 200, "num_layers": 2, "dropout_prob": 0.2, "learning_rate": 0.01,
     },
 }  # fmt: skip
 NAME, BASE = "ablation", "unchanged"
@@ -63,7 +62,6 @@ FACTORS = {
     "heads": {
         "1 of 64": {"num_heads": 1, "head_dim": 64},
         "2 of 32": {"num_heads": 2, "head_dim": 32},
-        "4 of 16": {"num_heads": 4, "head_dim": 16},
         "8 of 8": {"num_heads": 8, "head_dim": 8},
     },
     "d_state": {"8": {"d_state": 8}, "32": {"d_state": 32}},
