@@ -86,14 +86,14 @@ def _runs_by_item(start, stop, items, begin, count, place, first, last):
     An element of a list is in the lists of the rows after it, too, to the end of the run: those of
     item j are rows ``first[k]`` to ``last[k]``, k from ``place[j]`` to before ``place[j + 1]``.
     """
-    place[:] = 0
+    place[:] = 0  # counts stand two places on, which the sums and the filling make good
     for i in range(start, stop):
         if _ends_run(i, stop - 1, begin, count):
             for at in range(begin[i], begin[i] + count[i]):
                 place[items[at] + 2] += 1
     for j in range(2, len(place)):
         place[j] += place[j - 1]
-    first_row = row = start
+    first_row = start  # of the run
     for i in range(start, stop):
         if _ends_run(i, stop - 1, begin, count):
             row = first_row
