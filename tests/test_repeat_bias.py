@@ -10,7 +10,7 @@ from recbole_hydra import Config, load_model, recommend, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import RepeatBias
-from recbole_hydra.model.losses import cross_entropy
+from recbole_hydra.model.losses import TargetGroup, cross_entropy
 from recbole_hydra.model.sequential_recommender import base
 from recbole_hydra.ops import ScoreOffsets
 from recbole_hydra.window_loss import WindowLoss
@@ -85,7 +85,7 @@ def history_less(item_seq, counted, n_items):
     for row, position in enumerate(counted.tolist()):
         user, t = divmod(position, length)
         history = set(item_seq[user, : t + 1].tolist()) - {0}
-        less[row, list(history)] = -math.log(len(history))
+        less[row, list(history)] = -math.log(max(1, len(history)))
     return less
 
 
@@ -147,6 +147,56 @@ def test_is_learned_beside_the_scores(loss_type, history_as_one, form, monkeypat
     loss.backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("loss_type", ["CE", "SampledCE"])
+def test_a_history_of_several_groups(loss_type, monkeypatch):
+    """What a target is told apart from has only the items of its group, as one."""
+    model, train, _ = model_and_data(loss_type=loss_type, num_negatives=4, history_as_one=True)
+    randomise(model.repeat_bias, std=0.1)
+    cut = model.n_items // 2
+    groups = [torch.arange(1, cut), torch.arange(cut, model.n_items)]
+    model.target_groups = torch.nn.ModuleList(TargetGroup(g, model.n_items) for g in groups)
+    samples = [torch.tensor([1, 3, 1, cut - 1]), torch.tensor([cut, cut + 2, cut + 2, cut + 5])]
+    monkeypatch.setattr(
+        type(model), "_drawn_negatives", lambda *_: [(s, torch.zeros(4)) for s in samples]
+    )
+    batch = next(iter(train))
+    targets = batch["item_id"].flatten()
+    counted = targets.nonzero().squeeze(1)
+    targets = targets[counted]
+
+    def loss_of(scores):
+        total = 0.0
+        for group, sample in zip(groups, samples, strict=True):
+            rows = torch.isin(targets, group).nonzero().squeeze(1)
+            own, mine = scores[rows], targets[rows]
+            if loss_type == "CE":
+                others = own[:, group].logsumexp(1)
+            else:
+                negative = own[:, sample].masked_fill(sample == mine[:, None], -torch.inf)
+                others = torch.cat([own.gather(1, mine[:, None]), negative], 1).logsumexp(1)
+            total = total + (others - own.gather(1, mine[:, None]).squeeze(1)).sum()
+        return total / len(targets)
+
+    scores = model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T
+    less = sum(
+        history_less(
+            batch["item_id_list"] * torch.isin(batch["item_id_list"], group),
+            counted,
+            len(scores[0]),
+        )
+        for group in groups
+    )
+    want = loss_of(scores + less)
+    offsets = model.repeat_bias(batch["item_id_list"], counted)
+    parameters = list(model.repeat_bias.parameters())
+    gradients = torch.autograd.grad(loss_of(offsets.added_to(scores.detach())), parameters)
+    loss = WindowLoss(model)(batch)
+    torch.testing.assert_close(loss, want)
+    loss.backward()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_a_part_of_the_targets_is_enough(monkeypatch):

@@ -217,10 +217,12 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         return offsets._replace(rows=rows[offsets.rows])
 
     def _position(self, group):
-        """Where the scores of a group's targets have an item: for CE among the group alone."""
+        """Where the scores of a group's targets have an item, -1 for those of other groups: CE has
+        scores of the group alone."""
         if self.loss_type == "CE":
             return group.position
-        return torch.arange(self.n_items, device=group.position.device)
+        every = torch.arange(self.n_items, device=group.position.device)
+        return every.where(group.position >= 0, -1)
 
     def _loss_among(self, group, states, table, targets, offsets, lists, sampled, log_expected):
         """Mean loss of targets of one group, or of the catalogue."""
