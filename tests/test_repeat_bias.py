@@ -128,8 +128,9 @@ def test_is_learned_beside_the_scores(loss_type, history_as_one, form, monkeypat
             return (torch.logaddexp(positive, negative.logsumexp(1)) - positive).mean()
         alpha = 4 / (model.n_items - 2)
         beta = alpha * (0.75 * (1 - 1 / alpha) + 1 / alpha)
-        others = torch.log(1 - torch.sigmoid(negative)).masked_fill(same, 0.0).sum(1)
-        return -(beta * torch.log(torch.sigmoid(positive)) + others).mean() / 5
+        chance = math.log(model.n_items - 2)
+        others = torch.log(1 - torch.sigmoid(negative - chance)).masked_fill(same, 0.0).sum(1)
+        return -(beta * torch.log(torch.sigmoid(positive - chance)) + others).mean() / 5
 
     scores = model.encode(batch["item_id_list"], keep=counted) @ model.item_table.T
     less = torch.zeros_like(scores)

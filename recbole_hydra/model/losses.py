@@ -13,6 +13,8 @@ In a softmax, items of a history may count as one (``history``,
 much as their mean.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from recbole.model.loss import BPRLoss
@@ -191,20 +193,24 @@ def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
 
     ::
 
-        -1 / (k + 1) (beta log sigmoid(s+) + sum_k log(1 - sigmoid(s-)))
-        beta = alpha (t (1 - 1 / alpha) + 1 / alpha),    alpha = k / (n_items - 1)
+        -1 / (k + 1) (beta log sigmoid(s+ - c) + sum_k log(1 - sigmoid(s- - c))),    c = log n
+        beta = alpha (t (1 - 1 / alpha) + 1 / alpha),    alpha = k / n
 
-    With t = 0 it is plain binary cross-entropy; t = 1 calibrates the scores to the sampling.
+    With t = 0 it is plain binary cross-entropy; t = 1 calibrates the scores to the sampling. Ours
+    is c: scores begin near 0, which then means as likely as any other item. Without it the states
+    and items would have to learn first that each item is far less likely than one half.
 
-    Args: as :func:`sampled_cross_entropy`, t in [0, 1], and the number of items that can be drawn.
+    Args: as :func:`sampled_cross_entropy`, t in [0, 1], and the number of items that can be drawn,
+        n + 1: a target is not its own negative.
     """
-    k = len(negatives)
-    alpha = k / max(1, n_items - 1)  # the target is not its own negative
+    k, n = len(negatives), max(1, n_items - 1)
+    alpha = k / n
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
+    chance = math.log(n)
 
     def loss(positive, negative):
-        others = F.logsigmoid(-negative).masked_fill(negatives == targets[:, None], 0.0).sum(1)
-        return -(beta * F.logsigmoid(positive) + others).mean() / (k + 1)
+        no = F.logsigmoid(chance - negative).masked_fill(negatives == targets[:, None], 0.0).sum(1)
+        return -(beta * F.logsigmoid(positive - chance) + no).mean() / (k + 1)
 
     return _sampled(loss, states, item_table, targets, negatives, offsets)
 
