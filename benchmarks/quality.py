@@ -275,11 +275,8 @@ def write_table(options, models) -> None:
         "Test metrics, mean ± standard deviation over three seeds, all items ranked as RecBole "
         "ranks them; masked: the history is not. Seconds per epoch are training alone, seconds to "
         "the best epoch include validation; with one thread, one or two other runs were beside it. "
-        "Gains are Hydra's over the best other model, p from a paired t-test over users.",
-        "Hydra was swept with `repeat_bias: shared`; what that found was then tried, and all its "
-        "runs made, with a number per item as well, its default now. Sweeps and runs are from "
-        "before `history_as_one`, by which validation NDCG@10 of its defaults moved by less than "
-        "seeds do.",
+        "Gains are Hydra's over the best other model, p from a paired t-test over users. On "
+        "amazon-beauty Hydra's sweep and runs are from before `history_as_one`.",
         *blocks,
     )
 
