@@ -209,8 +209,9 @@ def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
     chance = math.log(n)
 
     def loss(positive, negative):
-        no = F.logsigmoid(chance - negative).masked_fill(negatives == targets[:, None], 0.0).sum(1)
-        return -(beta * F.logsigmoid(positive - chance) + no).mean() / (k + 1)
+        is_target = negatives == targets[:, None]
+        others = F.logsigmoid(chance - negative).masked_fill(is_target, 0.0).sum(1)
+        return -(beta * F.logsigmoid(positive - chance) + others).mean() / (k + 1)
 
     return _sampled(loss, states, item_table, targets, negatives, offsets)
 
