@@ -275,8 +275,7 @@ def write_table(options, models) -> None:
         "Test metrics, mean ± standard deviation over three seeds, all items ranked as RecBole "
         "ranks them; masked: the history is not. Seconds per epoch are training alone, seconds to "
         "the best epoch include validation; with one thread, one or two other runs were beside it. "
-        "Gains are Hydra's over the best other model, p from a paired t-test over users. On "
-        "amazon-beauty Hydra's sweep and runs are from before `history_as_one`.",
+        "Gains are Hydra's over the best other model, p from a paired t-test over users.",
         *blocks,
     )
 
