@@ -57,9 +57,11 @@ def _legend(figure, axis):
 
 
 def _log_seconds(axis):
-    """Ticks at 1, 2, 5, 10, ..., written out."""
+    """Ticks at 1, 2, 5, 10, ..., written out; more of them where that would leave one or none."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_xlim()
+    steps = (1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
 
