@@ -338,21 +338,24 @@ def wait_for(pattern, process):
         time.sleep(0.02)
 
 
-def workers():
-    found = subprocess.run(["pgrep", "-f", "recbole_hydra.compare.worker"], capture_output=True)
-    return found.stdout.split()
+def workers(*parent):
+    """Process ids of runs, of all comparisons on this machine or of one process."""
+    command = ["pgrep", *(f"-P{process.pid}" for process in parent), "-f", "compare.worker"]
+    return set(subprocess.run(command, capture_output=True).stdout.split())
 
 
 def test_after_a_kill_the_comparison_continues_where_it_stopped():
     process = start()
     first = "runs/tiny/GRU4Rec/seed-2020"
     wait_for("runs/tiny/Hydra/seed-2020/checkpoints/*.last.pth", process)
+    own = workers(process)
+    assert own
     process.send_signal(signal.SIGKILL)
     process.communicate()
     deadline = time.time() + 20
-    while workers() and time.time() < deadline:
+    while own & workers() and time.time() < deadline:
         time.sleep(0.1)
-    assert not workers(), "a run outlives its comparison"
+    assert not own & workers(), "a run outlives its comparison"
     before = (Path("out") / first / "result.json").stat().st_mtime_ns
     assert not Path("out/runs/tiny/Hydra/seed-2020/result.json").exists()
     process = start("--resume=True")
@@ -368,10 +371,12 @@ def test_after_a_kill_the_comparison_continues_where_it_stopped():
 def test_an_interrupted_comparison_leaves_a_valid_partial_report():
     process = start()
     wait_for("runs/tiny/Hydra/seed-2020/checkpoints/*.last.pth", process)
+    own = workers(process)
+    assert own
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume=True continues" in err
-    assert not workers()
+    assert not own & workers()
     assert list(Comparison("out").to_pandas()["status"]) == ["ok", "not run", "not run"]
     text = Path("out/report.md").read_text()
     assert "Hydra, seed 2020: not run" in text and "| GRU4Rec |" in text
