@@ -313,14 +313,13 @@ def dataset_tables(folder) -> list[str]:
     ]
     cost, marks = [], read_json(folder / MARKS)
     for model, rows in runs:
-        reached = [seconds for seconds in marks[model] if seconds is not None]
         choice = read_json(folder / f"{model}-{CHOICE}") or {"chosen": "nothing to choose"}
         cost.append(
             [
                 model, choice["chosen"], f"{rows['other_parameters'].iloc[0]:,}",
                 report.spread(rows["seconds_per_epoch"], 2),
                 report.spread(rows["best_epoch"] + 1), report.spread(rows["seconds_to_best"], 1),
-                report.spread(reached, 1) if len(reached) == len(rows) else "–",
+                "–" if None in marks[model] else report.spread(marks[model], 1),
                 report.spread(rows["peak_memory"] / 2**20),
             ]
         )  # fmt: skip
