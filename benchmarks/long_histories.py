@@ -14,6 +14,8 @@ from pathlib import Path
 import report
 import runs
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from quality import COMMON, chosen_before
 
 NAME, DATASET, SEED = "long-histories", "ml-1m-prefix", 2020
@@ -54,6 +56,7 @@ def main():
     runs.run_all(NAME, mine, [SEED], *where, options.resume)
 
     found = runs.read_runs(NAME, variants(MODELS, LENGTHS))
+    plot({name: some[0] for name, some in found.items()})
     report.write(
         f"{NAME}/report",
         "The length of the history, on ml-1m-prefix",
@@ -66,7 +69,33 @@ def main():
              "best epoch", "s per epoch", "s to the best epoch", "peak memory, MiB"],
             [row(name, some[0]) for name, some in found.items()],
         ),
+        "![quality and cost by the length of the history](lengths.png)",
     )  # fmt: skip
+
+
+def plot(found):
+    """Quality, and cost of an epoch and of memory, by length; a model per line."""
+    panels = {
+        "test NDCG@10": lambda run: run["test_result"]["ndcg@10"],
+        "test NDCG@10, masked": lambda run: run["test_result"]["ndcg@10, masked"],
+        "seconds per epoch": lambda run: run["seconds_per_epoch"],
+        "peak memory, MiB": lambda run: run["peak_memory"] / 2**20,
+    }
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (label, value) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for model in MODELS:
+            there = [(x, found.get(f"{model}, {length}")) for x, length in enumerate(LENGTHS)]
+            points = [(x, value(run)) for x, run in there if run is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), "o-", label=model)
+        axis.set_xticks(range(len(LENGTHS)), LENGTHS)
+        axis.set(xlabel="items of a history", ylabel=label)
+        axis.grid(alpha=0.3)
+        if label.startswith(("seconds", "peak")):
+            axis.set_ylim(bottom=0)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(MODELS))
+    figure.savefig(report.RESULTS / NAME / "lengths.png", dpi=120)
 
 
 def row(name, run) -> list[str]:
