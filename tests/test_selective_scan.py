@@ -190,8 +190,9 @@ def test_a_scan_in_two_halves_is_the_scan(backend):
 def test_any_strides(backend):
     inputs = [x.float() for x in make_inputs((2, 20, 8, 4, 2))]
     strided = [x.flip(0).transpose(0, -1).contiguous().transpose(0, -1).flip(0) for x in inputs]
-    strided[0] = torch.stack([inputs[0], inputs[0]], -1)[..., 0]
-    assert not any(x.is_contiguous() for x in strided[:5])
+    for i in (0, 5):  # u and D
+        strided[i] = torch.stack([inputs[i], inputs[i]], -1)[..., 0]
+    assert not any(x.is_contiguous() for x in strided[:6])
     got = forward_and_gradients(strided, torch.float32, backend)
     want = forward_and_gradients(inputs, torch.float64, "naive")
     assert_close(got, [w.double() for w in want], ["y", "final_state", *NAMES], 2e-5)

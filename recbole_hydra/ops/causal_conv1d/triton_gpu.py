@@ -106,14 +106,16 @@ def _conv(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     initial_state: torch.Tensor | None, silu: bool,
 ) -> torch.Tensor:  # fmt: skip
-    x, weight = dense(x), weight.contiguous()
+    x, weight, bias = dense(x), weight.contiguous(), dense(bias)
     state = None if initial_state is None else initial_state.contiguous()
     batch, length, channels = x.shape
     y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
-    _convolve[batch, triton.cdiv(channels, BLOCK), triton.cdiv(length, STEPS)](
-        x, weight, bias, state, y, *x.stride()[:2], *y.stride()[:2], length, length, channels,
-        **_options(weight, bias, state, silu),
-    )  # fmt: skip
+    grid = batch, triton.cdiv(channels, BLOCK), triton.cdiv(length, STEPS)
+    with torch.cuda.device_of(x):  # Triton's own choice is the current device
+        _convolve[grid](
+            x, weight, bias, state, y, *x.stride()[:2], *y.stride()[:2], length, length, channels,
+            **_options(weight, bias, state, silu),
+        )  # fmt: skip
     return y
 
 
@@ -129,24 +131,26 @@ def _conv_backward(
 ) -> list[torch.Tensor]:  # fmt: skip
     """Returns the gradients of the inputs, the initial state first (zeros before x, where there is
     none) and x; then weight and bias, a bias of zero where there is none."""
-    x, weight = dense(x), weight.contiguous()
+    x, weight, bias = dense(x), weight.contiguous(), dense(bias)
     state = None if initial_state is None else initial_state.contiguous()
     batch, length, channels = x.shape
     width = weight.shape[1]
     gs = torch.empty((batch, length, channels), dtype=torch.float32, device=x.device)
     gweight = gs.new_empty((batch, width, channels))
     gbias = gs.new_empty((batch, channels))
-    _backward[batch, triton.cdiv(channels, BLOCK)](
-        x, weight, bias, state, gy.contiguous(), gs, gweight, gbias, *x.stride()[:2], length,
-        channels, **_options(weight, bias, state, silu), TAPS=triton.next_power_of_2(width),
-    )  # fmt: skip
-    # From the last step to the first, and on into the state.
     rows = length + width - 1
     gx = gs.new_empty((batch, rows, channels))
-    _convolve[batch, triton.cdiv(channels, BLOCK), triton.cdiv(rows, STEPS)](
-        gs[:, -1], weight, None, None, gx[:, -1], gs.stride(0), -channels, gx.stride(0), -channels,
-        length, rows, channels, **_options(weight, None, None, False),
-    )  # fmt: skip
+    blocks = triton.cdiv(channels, BLOCK)
+    with torch.cuda.device_of(x):
+        _backward[batch, blocks](
+            x, weight, bias, state, gy.contiguous(), gs, gweight, gbias, *x.stride()[:2], length,
+            channels, **_options(weight, bias, state, silu), TAPS=triton.next_power_of_2(width),
+        )  # fmt: skip
+        # From the last step to the first, and on into the state.
+        _convolve[batch, blocks, triton.cdiv(rows, STEPS)](
+            gs[:, -1], weight, None, None, gx[:, -1], gs.stride(0), -channels, gx.stride(0),
+            -channels, length, rows, channels, **_options(weight, None, None, False),
+        )  # fmt: skip
     gstate = gx[:, : width - 1].transpose(1, 2)
     return [
         gstate.contiguous() if width > 1 else gs.new_empty((batch, channels, 0)),

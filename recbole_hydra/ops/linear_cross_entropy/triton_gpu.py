@@ -58,7 +58,8 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
             places = as_one.places(start, start + rows)
             minus = less[block].neg().to(p.dtype)[places[0]]
             p.index_put_(places, minus, accumulate=True)
-        _softmax[(len(p),)](p, log_sums[block], n_items, p.stride(0), ITEMS=ITEMS)
+        with torch.cuda.device_of(p):  # Triton's own choice is the current device
+            _softmax[(len(p),)](p, log_sums[block], n_items, p.stride(0), ITEMS=ITEMS)
         if not wants_grad:
             continue
         if sums == h.dtype:

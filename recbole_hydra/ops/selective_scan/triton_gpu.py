@@ -213,14 +213,15 @@ def _launch(kernel, u, delta, A, B, C, D, bias, z, *others, softplus):
     batch, length, channels = u.shape
     groups = B.shape[2]
     block, parts = _sizes(channels, groups)
-    u, delta, B, C, z = map(dense, (u, delta, B, C, z))
+    u, delta, B, C, D, bias, z = map(dense, (u, delta, B, C, D, bias, z))
     of_z = (0, 0) if z is None else z.stride()[:2]
-    kernel[batch, groups * parts](
-        u, delta, A.contiguous(), B, C, D, bias, z, *others,
-        *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3], *of_z,
-        length, channels, groups, N=A.shape[1], SOFTPLUS=softplus, HAS_D=D is not None,
-        HAS_BIAS=bias is not None, HAS_Z=z is not None, CHUNK=_chunk(length), BLOCK=block,
-    )  # fmt: skip
+    with torch.cuda.device_of(u):  # Triton's own choice is the current device
+        kernel[batch, groups * parts](
+            u, delta, A.contiguous(), B, C, D, bias, z, *others,
+            *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3], *of_z,
+            length, channels, groups, N=A.shape[1], SOFTPLUS=softplus, HAS_D=D is not None,
+            HAS_BIAS=bias is not None, HAS_Z=z is not None, CHUNK=_chunk(length), BLOCK=block,
+        )  # fmt: skip
 
 
 def _sizes(channels, groups) -> tuple[int, int]:
