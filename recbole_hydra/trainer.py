@@ -227,6 +227,7 @@ class ResumableTrainer:
             domain under ``"ndcg@10 amazon-office"``.
         """
         if not isinstance(eval_data, DomainLoaders):
+            self.domains = None
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
         self.domains, results = eval_data.domains, {}
         for name, loader in eval_data.by_name.items():

@@ -79,5 +79,6 @@ class WindowLoss:
         after = [part.detach() for part in after]
         for row, hands_on in enumerate(batch[HANDS_ON].tolist()):
             if hands_on:
-                self.carried[users[row]] = [part[row] for part in after]
+                # Copies: a view of one row would keep those of all in memory.
+                self.carried[users[row]] = [part[row].clone() for part in after]
         return states

@@ -35,6 +35,7 @@ def compile_only(compute_capability):
                 "target": next(line for line in ptx if line.startswith(".target")),
                 "machine_code": len(compiled.asm["cubin"]),
                 "shared": compiled.metadata.shared,
+                "keeps_nan": not options.get("SOFTPLUS") or any("min.NaN" in line for line in ptx),
             }
             print(json.dumps(line))
 

@@ -1,5 +1,6 @@
 import sys
 import types
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from recbole_hydra.ops.causal_conv1d import cuda_package
 # batch, length, channels, width
 SHAPES = [(1, 1, 1, 1), (2, 1, 3, 4), (2, 2, 3, 4), (3, 50, 8, 4), (1, 1000, 4, 2), (2, 9, 5, 12)]
 BACKENDS = ["naive", "torch"]
+#: Under the name of the module stands the function of that name.
+causal_conv1d_module = import_module("recbole_hydra.ops.causal_conv1d")
 
 
 def make_inputs(shape, dtype=torch.float64):
@@ -139,6 +142,25 @@ def test_any_strides_of_the_weights(backend):
     torch.testing.assert_close(got.cpu(), want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_numba_takes_a_bias_and_a_state_of_another_dtype(dtype):
+    x, weight, bias, state = make_inputs((2, 9, 5, 4), torch.float32)
+    bias, state = bias.to(dtype).requires_grad_(), state.to(dtype)
+    want = causal_conv1d(x, weight, bias.float(), state.float(), backend="naive")
+    for backend in ("auto", "numba"):
+        y = causal_conv1d(x, weight, bias, state, backend=backend)
+        torch.testing.assert_close(y, want)
+        assert torch.autograd.grad(y.sum(), bias)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("backend", ["naive", "torch", "numba", TRITON])
+def test_a_final_state_does_not_keep_the_input_in_memory(backend):
+    device = DEVICE if backend == "triton" else "cpu"
+    x, weight = (t.to(device) for t in make_inputs((2, 50, 5, 4), torch.float32)[:2])
+    _, final = causal_conv1d(x, weight, return_final_state=True, backend=backend)
+    assert final.untyped_storage().nbytes() == final.numel() * final.element_size()
+
+
 def test_bad_calls_are_named():
     x, weight, bias, state = make_inputs((2, 9, 5, 4))
     with pytest.raises(BackendError, match="weight must be"):
@@ -157,9 +179,30 @@ def test_bad_calls_are_named():
         causal_conv1d(x, weight, backend="causal_conv1d")
 
 
+@pytest.mark.parametrize(
+    "shape, dtype, why",
+    [
+        ((2, 9, 16, 4), torch.float32, None),
+        ((2, 9, 18, 4), torch.float32, "multiples of 8, got 18"),
+        ((2, 9, 16, 5), torch.float32, "widths 2 to 4, got 5"),
+        ((2, 9, 16, 4), torch.float64, "no float64"),
+    ],
+)
+def test_what_the_cuda_kernel_refuses_goes_to_another(monkeypatch, shape, dtype, why):
+    monkeypatch.setattr(cuda_package, "why_not_importable", lambda: None)
+    batch, length, channels, width = shape
+    x = types.SimpleNamespace(
+        device=torch.device("cuda"), dtype=dtype, shape=(batch, length, channels)
+    )
+    weight = torch.zeros(channels, width, dtype=dtype)
+    objection = causal_conv1d_module._objection("causal_conv1d", x, weight, False)
+    assert why in objection if why else objection is None
+
+
 def test_the_cuda_kernel_is_called_in_its_layout(monkeypatch):
     def causal_conv1d_fn(x, weight, bias=None, activation=None):
         assert x.stride(1) == 1  # the kernel's "channel last"
+        assert bias.stride(0) == 1 and bias.dtype == weight.dtype
         y = causal_conv1d(x.transpose(1, 2), weight, bias, activation=activation, backend="naive")
         return y.transpose(1, 2)
 
@@ -169,6 +212,7 @@ def test_the_cuda_kernel_is_called_in_its_layout(monkeypatch):
     monkeypatch.setitem(sys.modules, "causal_conv1d_cuda", types.ModuleType("x"))
     cuda_package.load_kernel.cache_clear()
     x, weight, bias, _ = make_inputs((2, 9, 5, 4))
-    got = cuda_package.causal_conv1d_cuda(x, weight, bias, "silu")
+    strided_bias = torch.stack([bias, bias], 1)[:, 0]
+    got = cuda_package.causal_conv1d_cuda(x, weight, strided_bias, "silu")
     cuda_package.load_kernel.cache_clear()
     torch.testing.assert_close(got, causal_conv1d(x, weight, bias, activation="silu"))

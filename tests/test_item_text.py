@@ -394,6 +394,16 @@ def test_items_that_are_no_target_take_no_part_in_the_loss(settings):
     assert set(drawn.tolist()) == set(targets.tolist())
 
 
+def test_what_an_evaluation_keeps_is_not_kept_too_long(settings):
+    models = [prepared(settings(seed=seed))[2].eval() for seed in (1, 2)]
+    with torch.no_grad():
+        before, other = (model.item_table.clone() for model in models)
+        models[0].load_state_dict(models[1].state_dict())
+        assert not torch.equal(before, other)
+        assert torch.equal(models[0].item_table, other)
+        assert models[0].double().item_table.dtype == torch.float64
+
+
 def test_sampled_loss_by_hand(settings):
     _, train, model = prepared(settings(loss_type="SampledCE", num_negatives=7))
     states = torch.randn(3, 16)

@@ -112,6 +112,12 @@ def test_rotary_inner_products_depend_on_distance_only():
     assert products == pytest.approx([products[0]] * 4, abs=1e-3)
 
 
+def test_rotary_tells_positions_apart_in_a_model_of_half_precision():
+    x = torch.ones(1, 1, 1, 4)
+    half = torch.nn.Sequential(RotaryPositions(4)).bfloat16()[0](x.bfloat16(), offset=301)
+    torch.testing.assert_close(half.float(), RotaryPositions(4)(x, offset=301), atol=0.02, rtol=0)
+
+
 def test_rotary_turns_pairs_by_the_papers_angles():
     rope = RotaryPositions(4, base=100.0)
     x = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(1, 3, 1, 4)

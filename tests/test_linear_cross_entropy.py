@@ -339,6 +339,40 @@ def test_a_target_outside_the_catalogue(width):
         target[5] = wrong
         with pytest.raises(IndexError):
             linear_cross_entropy(hidden, weight, target)
+    target[5] = -100  # which torch's own leaves out
+    with pytest.raises(IndexError, match="targets must be in 0 .. 29, got -100"):
+        linear_cross_entropy(hidden, weight, target, backend="naive")
+
+
+def test_a_block_of_a_gpu_has_a_limit():
+    gpu = torch.device("cuda")
+    assert blocked.rows_of_block(16_384, 3_000, gpu) == 1024
+    assert blocked.rows_of_block(16_384, 10**6, gpu) * 10**6 <= blocked.GPU_MOST
+    assert blocked.rows_of_block(10, 10**9, gpu) == 1
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_without_gradients_none_are_computed(monkeypatch, width):
+    hidden, weight, target = inputs(20, width, 30)
+    asked = []
+
+    def products(h, W, wants_grad, as_one):
+        asked.append(wants_grad)
+        return torch.zeros(len(h)), None, None
+
+    for module in (blocked, numba_cpu):
+        monkeypatch.setattr(module, "softmax_products", products)
+    with torch.no_grad():
+        linear_cross_entropy(hidden, weight.requires_grad_(), target)
+    assert asked == [False]
+
+
+@pytest.mark.parametrize("backend", ["blocked", TRITON])
+def test_a_loss_in_half_precision_is_not_negative(backend):
+    """Its scores are rounded to 8 bits, 64.3 to 64.5, in the softmax and out of it."""
+    weight = torch.linspace(7, 9, 16, device=DEVICE).diag().bfloat16()
+    target = torch.arange(16, device=DEVICE)
+    assert abs(float(linear_cross_entropy(weight, weight, target, backend=backend))) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -346,9 +380,11 @@ def test_a_target_outside_the_catalogue(width):
     [
         ({"hidden": torch.zeros(2, 3, 8)}, r"hidden must be .n >= 1, width., got .2, 3, 8."),
         ({"hidden": torch.zeros(0, 8)}, r"hidden must be"),
-        ({"weight": torch.zeros(30, 7)}, r"weight must be .n_items, 8. to fit hidden, got .30, 7."),
+        ({"weight": torch.zeros(30, 7)}, r"weight must be .n_items >= 1, 8. .* got .30, 7."),
+        ({"weight": torch.zeros(0, 8)}, r"weight must be .n_items >= 1, 8. .* got .0, 8."),
         ({"target": torch.zeros(19, dtype=torch.long)}, r"target must be .20,. item ids .* .19,."),
         ({"target": torch.zeros(20)}, r"target must be .* torch.float32"),
+        ({"target": torch.zeros(20).int()}, r"target must be .* int64.* torch.int32"),
         ({"backend": "fast"}, "unknown backend 'fast'; use auto, numba, triton, blocked, naive"),
         ({"backend": "numba"}, "numba does not fit: it takes widths of a multiple of 16, got 8"),
         (

@@ -93,6 +93,11 @@ def test_popularity_counts_the_train_split():
     assert torch.allclose(model.negative_samplers[0].probability, counts / counts.sum().double())
 
 
+def test_negatives_by_popularity_where_nothing_is_popular():
+    items, _ = NegativeSampler(6, 4, "popularity", torch.zeros(6)).draw(torch.device("cpu"))
+    assert items.min() >= 1 and items.max() <= 5
+
+
 @pytest.mark.parametrize("training_mode", ["autoregressive", "augmentation"])
 @pytest.mark.parametrize("distribution", ["uniform", "popularity"])
 @pytest.mark.parametrize("loss_type", ["SampledCE", "gBCE"])

@@ -10,7 +10,7 @@ from triton_interpreter import DEVICE, TRITON, needs_triton
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import selective_scan
 from recbole_hydra.ops import selective_scan as scan_function
-from recbole_hydra.ops.selective_scan import contest, mamba_ssm_cuda
+from recbole_hydra.ops.selective_scan import contest, mamba_ssm_cuda, numba_cpu
 
 scan_package = sys.modules["recbole_hydra.ops.selective_scan"]
 
@@ -221,6 +221,36 @@ def test_half_precision_keeps_its_dtype_and_a_float32_state(dtype, backend):
     assert_close(got, want, ["y", "final_state", *NAMES], 0.02)
     gated = selective_scan(*args, backend=backend, z=args[0].float())
     assert gated.dtype == dtype
+
+
+@pytest.mark.parametrize("backend", ["numba", "naive", TRITON])
+def test_a_small_step_in_half_precision_is_not_lost(backend):
+    """softplus(-18) is 1.5e-8, which float16 does not have."""
+    u, _, A, B, C, _, _ = on_device(backend, make_inputs((1, 3, 4, 2, 1)), torch.float16)
+    u, delta = torch.full_like(u, 1000.0), torch.full_like(u, -18.0)
+    got, want = (
+        selective_scan(
+            *(x.to(dtype) for x in (u, delta, A, B, C)), return_final_state=True,
+            backend=name, delta_softplus=True,
+        )[1]
+        for name, dtype in ((backend, torch.float16), ("naive", torch.float32))
+    )  # fmt: skip
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-9)
+
+
+def test_numba_stores_nothing_without_gradients(monkeypatch):
+    stored, forward = [], numba_cpu._forward
+
+    def record(*args):
+        stored.append(args[-1].size)
+        return forward(*args)
+
+    monkeypatch.setattr(numba_cpu, "_forward", record)
+    inputs = [x.float().requires_grad_() for x in make_inputs((2, 20, 8, 4, 2))]
+    with torch.no_grad():
+        selective_scan(*inputs, backend="numba")
+    selective_scan(*inputs, backend="numba")
+    assert stored[0] == 0 < stored[1]
 
 
 @pytest.mark.parametrize("backend", ["numba", "naive", TRITON])

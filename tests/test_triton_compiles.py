@@ -36,3 +36,4 @@ def test_every_kernel_compiles_without_a_gpu(compute_capability, monkeypatch, tm
         assert f".target sm_{compute_capability}" in kernel["target"]
         assert kernel["machine_code"] > 0
         assert kernel["shared"] <= SHARED
+        assert kernel["keeps_nan"]  # in the interpreter every minimum does

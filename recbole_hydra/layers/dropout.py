@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
         elsewhere = x.device.type != "cpu" or torch.compiler.is_compiling()
         if not self.training or exact or elsewhere:
             return super().forward(x)
-        draws = torch.empty(-(-x.numel() * _BITS // 64), dtype=torch.int64)
+        draws = torch.empty(-(-x.numel() * _BITS // 64), dtype=torch.int64, device=x.device)
         # The whole range of int64, which random_ covers when it is told its lower end.
         draws.random_(torch.iinfo(torch.int64).min, None)
         bits = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in -2^15 .. 2^15 - 1

@@ -29,17 +29,19 @@ class RotaryPositions(nn.Module):
                 f"got {head_dim}"
             )
         positive_number("rope_base", base)
-        frequency = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        self.register_buffer("frequency", frequency.float(), persistent=False)
+        self.head_dim, self.base = head_dim, base
 
     def forward(self, x, offset=0):
         """Rotate ``x``, (batch, length, heads, head_dim), whose first position is ``offset``: an
         int, or one per row, (batch,)."""
         position = torch.arange(x.shape[1], device=x.device)
+        # Not kept as a buffer: model.bfloat16() would round it, and positions with it.
+        pair = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=x.device)
+        frequency = (self.base ** (-pair / self.head_dim)).float()  # radians per step
         if isinstance(offset, torch.Tensor):
             offset = offset[:, None]
         # (length, 1, head_dim / 2), or with an offset per row (batch, length, 1, head_dim / 2)
-        angle = ((position + offset)[..., None] * self.frequency).unsqueeze(-2)
+        angle = ((position + offset)[..., None] * frequency).unsqueeze(-2)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         first, second = x.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)

@@ -53,6 +53,8 @@ class NegativeSampler:
         if distribution == "popularity":
             counts = torch.as_tensor(counts, dtype=torch.float64).clone()
             counts[0] = 0
+            if not counts.sum():  # as of a domain that nobody trains on: all alike
+                return
             self.probability = counts / counts.sum()
             self.cumulative = self.probability.cumsum(0)
 

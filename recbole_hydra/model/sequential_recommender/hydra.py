@@ -296,6 +296,15 @@ class Hydra(StateSpaceRecommender):
     def _drawn_negatives(self, device):
         return self._step_negatives or super()._drawn_negatives(device)
 
+    def _apply(self, fn, *args, **kwargs):
+        self._frozen_table = None  # of another device or dtype now
+        return super()._apply(fn, *args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        """torch's; what was computed for an evaluation is computed anew."""
+        self._frozen_table = None
+        return super().load_state_dict(*args, **kwargs)
+
     def train(self, mode=True):
         """Set the mode, as torch's; what was computed for an evaluation is computed anew."""
         self._frozen_table = None

@@ -40,7 +40,8 @@ def causal_conv1d(
             ``initial_state``.
         activation: None, "silu" or "swish" (the same).
         backend: "naive", "torch" (both any device and dtype), "numba" (CPU, float32), "triton"
-            (GPU), "causal_conv1d" (CUDA, widths 2 to 4, no states) or "auto", the first of the
+            (GPU), "causal_conv1d" (CUDA, widths 2 to 4, channels in
+            multiples of 8, no states) or "auto", the first of the
             others that fits the call.
 
     Returns:
@@ -77,7 +78,10 @@ def causal_conv1d(
         y, final_state = conv(x, weight, bias, initial_state)
         if activation is not None:
             y = F.silu(y)
-    return (y, final_state) if return_final_state else y
+    if not return_final_state:
+        return y
+    # Most backends return a view of the inputs, all of which it would keep in memory.
+    return y, final_state.clone(memory_format=torch.contiguous_format)
 
 
 def _objection(name, x, weight, with_states):
@@ -103,8 +107,12 @@ def _cuda_objection(x, weight, with_states):
         return f"it runs on CUDA only, the input is on {x.device}; use torch or naive"
     if why := cuda_package.why_not_importable():
         return f"causal-conv1d's kernel is not importable ({why}); {cuda_package.INSTALL_HINT}"
+    if torch.float64 in (x.dtype, weight.dtype):
+        return "its kernel has no float64; use torch"
     if not 2 <= weight.shape[1] <= 4:
         return f"its kernel takes widths 2 to 4, got {weight.shape[1]}; use torch"
+    if x.shape[2] % 8:
+        return f"its kernel takes channels in multiples of 8, got {x.shape[2]}; use torch"
     if with_states:
         return "states are not passed to its kernel; use torch"
     return None

@@ -29,6 +29,8 @@ def why_not_importable() -> str | None:
 def causal_conv1d_cuda(x, weight, bias=None, activation=None):
     """Call the kernel, activation included. CUDA tensors; the state starts at zero; returns y."""
     kernel, _ = load_kernel()
+    # It wants the bias as the weight is, and dense.
+    bias = None if bias is None else bias.to(weight.dtype).contiguous()
     # A transposed view is the kernel's "channel last" layout: no copy is made.
     y = kernel(x.contiguous().transpose(1, 2), weight, bias, activation=activation)
     return y.transpose(1, 2)

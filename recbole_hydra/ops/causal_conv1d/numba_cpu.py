@@ -116,8 +116,10 @@ def _flat(*tensors):
 def causal_conv1d_numba(x, weight, bias=None, initial_state=None, silu=False):
     """:func:`.naive.causal_conv1d_naive` and, with ``silu``, SiLU behind it; float32 on the CPU.
 
-    Differentiable once in every input. Returns ``(y, final_state)``.
+    ``bias`` and ``initial_state`` may be of another dtype. Differentiable once in every input.
+    Returns ``(y, final_state)``.
     """
+    bias, initial_state = (t if t is None else t.float() for t in (bias, initial_state))
     length, (channels, width) = x.shape[1], weight.shape
     if initial_state is None:
         padded = F.pad(x, (0, 0, width - 1, 0))

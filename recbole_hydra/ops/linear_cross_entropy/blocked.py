@@ -21,8 +21,10 @@ from torch.autograd.function import once_differentiable
 CACHED = 3 * 2**18
 #: ... or, of a large catalogue, a twentieth of all, but no more than these (256 MB).
 MOST = 2**26
-#: Rows of a block on a GPU, which small products leave idle: a sixteenth, and no fewer than these.
+#: Rows of a block on a GPU, which small products leave idle: a sixteenth, and no fewer than these,
 GPU_ROWS = 256
+#: ... where that is no more than so many scores (1 GB as float32).
+GPU_MOST = 2**28
 #: Where every logit is known to lie within these, exp needs no shift by the largest one: sums over
 #: 10^6 items stay below 10^33 and the smallest term is above 10^-27, inside float32's range.
 SAFE_LOGIT = 60.0
@@ -32,8 +34,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The loss of :func:`loss_and_gradients`; the gradients are left by the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, target, as_one, dtype, products):
-        wants_grad = hidden.requires_grad or weight.requires_grad
+    def forward(ctx, hidden, weight, target, as_one, dtype, products, wants_grad):
         loss, log_sum, *gradients = loss_and_gradients(
             hidden.detach(), weight.detach(), target, as_one, dtype, products, wants_grad
         )
@@ -47,7 +48,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, _):
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return *((g * grad).to(dtype) for g, dtype in grads), None, None, None, None
+        return *((g * grad).to(dtype) for g, dtype in grads), None, None, None, None, None
 
 
 def loss_and_gradients(hidden, weight, target, as_one, dtype, products, wants_grad):
@@ -67,7 +68,7 @@ def loss_and_gradients(hidden, weight, target, as_one, dtype, products, wants_gr
     target_rows = W.index_select(0, target).to(sum_dtype(dtype))
     log_sum, grad_h, grad_W = products(h, W, wants_grad, as_one)
     h = h.to(log_sum.dtype)
-    loss = log_sum.sum() - (h * target_rows).sum()
+    loss = log_sum.sum() - _scores(h, target_rows, dtype).sum()
     if as_one is not None:
         is_in = as_one.holds(target[:, None]).squeeze(1)
         loss = loss + (as_one.less.to(loss.dtype) * is_in).sum()
@@ -76,6 +77,14 @@ def loss_and_gradients(hidden, weight, target, as_one, dtype, products, wants_gr
         grad_h.sub_(target_rows).div_(n)
         grad_W.index_add_(0, target, h, alpha=-1).div_(n)
     return loss, log_sum, grad_h, grad_W
+
+
+def _scores(h, rows, dtype):
+    """The scores of the targets, rounded as those in the softmax are: where it has all of its mass
+    on the target, the loss would come out negative otherwise."""
+    if dtype == h.dtype:
+        return h * rows  # their sum is all that is wanted
+    return (h * rows).sum(1).to(dtype).to(h.dtype)
 
 
 def softmax_products(h, W, wants_grad=True, as_one=None):
@@ -130,7 +139,7 @@ def rows_of_block(n, n_items, device):
         rows = max(CACHED // n_items, min(n // 20, MOST // n_items), 32)
         rows -= rows % 32  # matrix products fill their vectors
     else:
-        rows = max(GPU_ROWS, -(-n // 16))
+        rows = max(min(max(GPU_ROWS, -(-n // 16)), GPU_MOST // n_items), 1)
     return min(rows, n)
 
 
@@ -164,11 +173,19 @@ def products_dtype(hidden, weight):
     return dtype
 
 
+def gradients_wanted(hidden, weight) -> bool:
+    """Whether a call's gradients may be asked for. To be asked before an autograd function is
+    entered: inside, parameters want gradients under ``no_grad``, too."""
+    return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+
+
 def linear_cross_entropy_blocked(hidden, weight, target, as_one=None):
     """What :func:`.naive.linear_cross_entropy_naive` returns, on any device, in any dtype.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
-    dtype = products_dtype(hidden, weight)
+    dtype, wants_grad = products_dtype(hidden, weight), gradients_wanted(hidden, weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        return LinearCrossEntropy.apply(hidden, weight, target, as_one, dtype, softmax_products)
+        return LinearCrossEntropy.apply(
+            hidden, weight, target, as_one, dtype, softmax_products, wants_grad
+        )

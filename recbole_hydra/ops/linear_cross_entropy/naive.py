@@ -10,6 +10,14 @@ def linear_cross_entropy_naive(hidden, weight, target, as_one=None):
     S = hidden weight^T, with log h less for the h items of a row's list in ``as_one``. Holds all
     (n, n_items) logits.
     """
+    # cross_entropy would leave out rows whose target is its ignore_index, -100.
+    if target.device.type == "cpu":
+        least, most = int(target.min()), int(target.max())
+        if not 0 <= least <= most < len(weight):
+            raise IndexError(
+                f"linear_cross_entropy: targets must be in 0 .. {len(weight) - 1}, got {least} to "
+                f"{most}"
+            )
     logits = hidden @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if as_one is not None:

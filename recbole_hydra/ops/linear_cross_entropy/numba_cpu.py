@@ -202,6 +202,7 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
 
 def linear_cross_entropy_numba(hidden, weight, target, as_one=None):
     """What :func:`.naive.linear_cross_entropy_naive` returns, for float32 on the CPU."""
+    wants_grad = blocked.gradients_wanted(hidden, weight)
     return blocked.LinearCrossEntropy.apply(
-        hidden, weight, target, as_one, torch.float32, softmax_products
+        hidden, weight, target, as_one, torch.float32, softmax_products, wants_grad
     )

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from recbole_hydra.ops.item_lists import ItemLists
 from recbole_hydra.ops.linear_cross_entropy.blocked import (
+    gradients_wanted,
     loss_and_gradients,
     products_dtype,
     rows_of_block,
@@ -130,7 +131,7 @@ def linear_cross_entropy_triton(hidden, weight, target, as_one=None):
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.
     """
     dtype = products_dtype(hidden, weight)
-    wants_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    wants_grad = gradients_wanted(hidden, weight)
     lists = as_one or (None, None, None)
     loss, log_sum, _, _ = _loss(hidden, weight, target, *lists, dtype, wants_grad)
     return loss, log_sum.detach()

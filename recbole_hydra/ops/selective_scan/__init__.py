@@ -102,14 +102,15 @@ def _run(name, dtype, inputs, z, delta_bias, delta_softplus):
         from recbole_hydra.ops.selective_scan.numba_cpu import selective_scan_numba as scan
     else:
         scan = selective_scan_naive
+    delta = delta.to(dtype)
     if delta_bias is not None:
-        delta = delta + delta_bias
+        delta = delta + delta_bias.to(dtype)
     if delta_softplus:
         delta = F.softplus(delta)
     inputs = (u, delta, A, B, C, D, initial_state)
     y, final_state = scan(*(x if x is None else x.to(dtype) for x in inputs))
     if z is not None:
-        y = y * F.silu(z)
+        y = y * F.silu(z.to(dtype))
     return y.to(u.dtype), final_state
 
 

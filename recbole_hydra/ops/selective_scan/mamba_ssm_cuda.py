@@ -47,12 +47,12 @@ def selective_scan_mamba_ssm(
 
     # Ours is (batch, length, channels) and (batch, length, groups, d_state); the kernel's is
     # (batch, channels, length) and (batch, groups, d_state, length). It wants all of them in the
-    # dtype of u, and A, D and the bias in float32.
+    # dtype of u, and A, D and the bias in float32, dense.
     def sequence(x):
         return None if x is None else x.transpose(1, 2).contiguous().to(u.dtype)
 
     def weights(x):
-        return None if x is None else x.float()
+        return None if x is None else x.float().contiguous()
 
     y, final_state = kernel(
         sequence(u),

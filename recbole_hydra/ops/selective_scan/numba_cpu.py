@@ -263,7 +263,7 @@ def _flat(*tensors):
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, initial_state):
+    def forward(ctx, u, delta, A, B, C, D, initial_state, training):
         batch, length, channels = u.shape
         groups = B.shape[2]
         octets = _Octets(channels, groups, A.shape[1])
@@ -273,7 +273,6 @@ class _SelectiveScan(torch.autograd.Function):
         h0 = u.new_zeros(states) if initial_state is None else octets.pack(initial_state)
         D_ = u.new_zeros(channels) if D is None else D.detach().contiguous()
         y, final = torch.empty_like(u), torch.empty_like(h0)
-        training = any(ctx.needs_input_grad)
         stored = u.new_empty(batch if training else 0, -(-length // CHUNK), *states[1:])
         threads = use_torch_threads()
         of_task = _octets_of_task(batch, groups, octets.per_group_octets, threads)
@@ -315,6 +314,7 @@ class _SelectiveScan(torch.autograd.Function):
             gC[..., :d_state],
             gD if ctx.has_D else None,
             octets.unpack(gh0) if ctx.has_initial_state else None,
+            None,
         )
 
 
@@ -323,4 +323,7 @@ def selective_scan_numba(u, delta, A, B, C, D=None, initial_state=None):
 
     Differentiable once in every input and through both states. Returns ``(y, final_state)``.
     """
-    return _SelectiveScan.apply(u, delta, A, B, C, D, initial_state)
+    inputs = (u, delta, A, B, C, D, initial_state)
+    # Asked here: within an autograd function parameters want gradients under no_grad, too.
+    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    return _SelectiveScan.apply(*inputs, training)

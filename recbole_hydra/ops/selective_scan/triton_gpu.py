@@ -38,7 +38,7 @@ def _combine(a_1, x_1, a_2, x_2):
 @triton.jit
 def _softplus(x):
     """log(1 + e^x), as torch's, which is linear from 20 on; a series where 1 + e^x loses digits."""
-    e = tl.exp(tl.minimum(x, 20.0))
+    e = tl.exp(tl.minimum(x, 20.0, propagate_nan=tl.PropagateNan.ALL))
     s = tl.minimum(e, 0.02)
     series = s * (1.0 - s * (1.0 / 2 - s * (1.0 / 3 - s * (1.0 / 4 - s / 5))))
     return tl.where(x > 20.0, x, tl.where(e < 0.02, series, tl.log(1.0 + e)))
