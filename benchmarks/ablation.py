@@ -132,7 +132,8 @@ def variants_of(dataset) -> dict:
 
 @torch.no_grad()
 def validation_ranks(run) -> tuple:
-    """Ranks of the validation targets: among all items, and among those not in the history."""
+    """Ranks of the validation targets: among all items, and among those that the model did not
+    read, the last MAX_ITEM_LIST_LENGTH of the history."""
     model, found = run.trainer.model.eval(), ([], [])
     for batch in run.loaders[1]:
         rows, scores, row_of_target, target = run.trainer._full_sort_batch_eval(batch)
@@ -235,7 +236,8 @@ def main():
         f"`python benchmarks/ablation.py --data_path=FOLDER --dataset={options.dataset}`: the "
         f"defaults of Hydra.yaml and {said}; training on every position; one factor changed at a "
         "time. Validation metrics of the best epoch, mean ± standard deviation over seeds; masked: "
-        "the items of the history are not ranked. The gain is of NDCG@10, over the same seeds.",
+        "the items that the model read are not ranked. The gain is of NDCG@10, over the same "
+        "seeds.",
         f"Seconds, with other runs beside them, on {' and '.join(machines)}.",
         report.table(
             ["change", "seeds", "NDCG@10", "gain", "NDCG@10, masked", "Hit@10", "MRR@10",

@@ -73,7 +73,8 @@ def main(argv=None) -> int:
         argv: the arguments; those of the process by default.
 
     Returns:
-        The exit status: 0, or 2 after an error in the input, which is printed as one line.
+        The exit status: 0; 1 where no run of a comparison came to an end; or 2 after an error in
+        the input, which is printed as one line.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -89,19 +90,19 @@ def main(argv=None) -> int:
             print(usage, end="")
             return 0 if argv else 2
     try:
-        command(argv)
+        done = command(argv)
     except RecBoleHydraError as error:
         print(f"recbole-hydra: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"recbole-hydra: interrupted; {hint}", file=sys.stderr)
         return 130
-    return 0
+    return 1 if command is compare and not any(map(done.finished, done.datasets)) else 0
 
 
 def train(argv: list[str]) -> dict:
     """Run the job of the plain command: one model on one dataset; returns its result."""
-    from recbole_hydra.config import parse_arguments, parse_list, parse_value
+    from recbole_hydra.config import parse_arguments, parse_paths, parse_value
     from recbole_hydra.errors import ConfigError
     from recbole_hydra.quick_start import run_recbole_hydra
 
@@ -114,7 +115,7 @@ def train(argv: list[str]) -> dict:
     return run_recbole_hydra(
         model=arguments.pop("model", None),
         dataset=arguments.pop("dataset", None),
-        config_file_list=parse_list(arguments.pop("config_files", "")),
+        config_file_list=parse_paths(arguments.pop("config_files", "")),
         saved=parse_value(arguments.pop("saved", "True")),
         resume=arguments.pop("resume", None),
         argv=[f"--{key}={value}" for key, value in arguments.items()],
@@ -125,7 +126,7 @@ def compare(argv: list[str]):
     """Run the job ``compare``, and print its tables; returns the Comparison."""
     from recbole_hydra.compare import compare as run_comparison
     from recbole_hydra.compare.report import markdown_table, quality_table
-    from recbole_hydra.config import parse_arguments, parse_list, parse_value
+    from recbole_hydra.config import parse_arguments, parse_list, parse_paths, parse_value
     from recbole_hydra.errors import ComparisonError
 
     arguments = parse_arguments(argv)
@@ -149,7 +150,7 @@ def compare(argv: list[str]):
         [str(name) for name in parse_list(arguments.pop("dataset", ""))],
         parse_list(arguments.pop("seeds", "2020")),
         output_dir,
-        config_file_list=parse_list(arguments.pop("config_files", "")),
+        config_file_list=parse_paths(arguments.pop("config_files", "")),
         model_config=model_config,
         argv=[f"--{key}={value}" for key, value in arguments.items()],
         **switches,
@@ -174,7 +175,7 @@ def tune(argv: list[str]):
 
     from tabulate import tabulate
 
-    from recbole_hydra.config import parse_arguments, parse_list, parse_value
+    from recbole_hydra.config import parse_arguments, parse_paths, parse_value
     from recbole_hydra.errors import TuneError
     from recbole_hydra.tune import tune as run_sweep
 
@@ -187,12 +188,12 @@ def tune(argv: list[str]):
     settings = {
         key: parse_value(arguments.pop(key))
         for key in inspect.signature(run_sweep).parameters
-        if key in arguments
+        if key in arguments and key not in ("config_file_list", "config_dict", "argv")
     }
     sweep = run_sweep(
         **names,
         **settings,
-        config_file_list=parse_list(arguments.pop("config_files", "")),
+        config_file_list=parse_paths(arguments.pop("config_files", "")),
         argv=[f"--{key}={value}" for key, value in arguments.items()],
     )
     frame = sweep.to_pandas().drop(columns=["error", "node"])

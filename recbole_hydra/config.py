@@ -127,6 +127,17 @@ def parse_list(text: str) -> list:
     return [parse_value(item) for item in re.split(r"[,\s]+", text.strip("[]() ")) if item]
 
 
+def parse_paths(text: str) -> list[str]:
+    """Split comma-separated paths; those that spaces separate, as RecBole has it, where no file has
+    the spaces in its name."""
+    paths = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        pieces = part.split()
+        is_one = os.path.exists(part) or not any(map(os.path.exists, pieces))
+        paths += [part] if is_one else pieces
+    return paths
+
+
 def parse_arguments(argv: list[str]) -> dict[str, str]:
     """Read ``--key=value`` and ``--key value`` arguments into a dict of strings.
 
@@ -387,6 +398,8 @@ class Config(RecBoleConfig):
             raise ConfigError(f"{key} must be True or False, got {value!r}")
         if isinstance(default, (int, float)) and isinstance(value, str):
             raise ConfigError(f"{key} must be a number, got {value!r}")
+        if key in ("data_path", "checkpoint_dir") and isinstance(value, (int, float)):
+            return str(value)  # a folder may be called 2024
         return value
 
     def _choose_columns(self, final):

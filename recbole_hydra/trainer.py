@@ -74,7 +74,8 @@ class ResumableTrainer:
 
     Attributes:
         history: one dict per epoch run: epoch, train_seconds, train_loss and, where it was
-            evaluated, valid_seconds, valid_score and valid_result.
+            evaluated, valid_seconds, valid_score, valid_result and seconds, those of all epochs so
+            far.
         on_epoch: called with that dict after every evaluation, once the epoch's checkpoints are
             written, if it is not None.
     """
@@ -217,6 +218,8 @@ class ResumableTrainer:
             valid_score=float(score),
             valid_result=dict(result),
         )
+        spent = (e["train_seconds"] + e.get("valid_seconds", 0.0) for e in self.history)
+        self.history[-1]["seconds"] = sum(spent)
         return score, result
 
     def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):

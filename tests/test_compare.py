@@ -182,7 +182,41 @@ def test_paired_p_pairs_by_user():
     first = pd.Series([1.0, 0.0, 1.0], index=["a", "b", "c"])
     assert statistics.paired_p(first, first.iloc[::-1]) == 1.0
     assert statistics.paired_p(first, first - 1) == 0.0
+    assert statistics.paired_p(first, first.iloc[:0]) == 1.0
     assert [statistics.mark(p) for p in (0.001, 0.03, 0.2, float("nan"))] == ["**", "*", "", ""]
+
+
+def test_with_domains_the_mean_over_domains_is_tested():
+    """Worse for the many users of one domain, better for the few of the other."""
+    rng = np.random.default_rng(0)
+    domains = pd.Series(["big"] * 2000 + ["small"] * 40)
+    second = pd.Series(rng.random(2040))
+    better = np.where(domains == "small", 0.3, -0.1) + rng.normal(0, 0.3, 2040)
+    p = statistics.paired_p(second + better, second, domains)
+    means = pd.Series(better).groupby(domains).mean()
+    assert pd.Series(better).mean() < 0 < means.mean()
+    big, small = (better[domains == name] for name in ("big", "small"))
+    z = means.sum() / np.sqrt(big.var(ddof=1) / 2000 + small.var(ddof=1) / 40)
+    assert 3 < z and 1e-6 < p < 0.005
+    swapped = statistics.paired_p(second, second + better, domains)
+    assert swapped == pytest.approx(p)
+    # Domains of the same distribution and size: the plain test, nearly.
+    even = pd.Series(["a", "b"] * 1020)
+    noise = second + rng.normal(0.01, 0.3, 2040)
+    assert statistics.paired_p(noise, second, even) == pytest.approx(
+        statistics.paired_p(noise, second), rel=0.05
+    )
+
+
+def test_users_that_only_recbole_tests_and_few_digits_are_no_difference():
+    table = ranks_of([1, 9, 9, 9], [1] * 4)
+    run = result("Hydra", 1, test_result={"hit@1": 0.2})  # of five users, one of them not ours
+    assert statistics.unfair([run], {("Hydra", 1): table})
+    table.attrs["others"] = 1
+    assert not statistics.unfair([run], {("Hydra", 1): table})
+    table.attrs["others"] = 0
+    run = result("Hydra", 1, test_result={"hit@1": 0.3}, metric_decimal_place=1)
+    assert not statistics.unfair([run], {("Hydra", 1): table})
 
 
 def test_runs_that_differ_are_marked():
@@ -320,8 +354,22 @@ def test_a_failing_run_is_reported_and_does_not_stop_the_others(tmp_path, capsys
     table = Comparison("out").to_pandas().set_index("model")
     assert dict(table["status"]) == {"SASRec": "failed", "Hydra": "ok", "Pop": "ok"}
     assert "TrainingError" in table.loc["SASRec", "error"]
+    alone = ["--models=SASRec", "--popularity=False", "--output_dir=none", *arguments[1:2]]
+    assert main(["compare", *alone, *arguments[3:], *config]) == 1
+    capsys.readouterr()
+    assert main(["compare", *arguments, *config, "--resume=True"]) == 0
     assert "SASRec, seed 2020: failed, TrainingError" in Path("out/report.md").read_text()
     assert "| Hydra |" in capsys.readouterr().out
+
+
+def test_pop_and_two_item_users_stand_beside_models_evaluated_every_other_epoch(tmp_path):
+    settings = {**SETTINGS, "epochs": 4, "eval_step": 2, "embedding_size": 8}
+    done = compare_small(tmp_path / "out", ["GRU4Rec", "BPR"], [1], config_dict=settings)
+    assert list(done.to_pandas()["status"]) == ["ok"] * 3
+    assert (tmp_path / "out" / "report.html").exists()
+    assert done.unfair("tiny") == []  # RecBole tests a user of BPR more
+    table = pd.read_parquet(tmp_path / "out/runs/tiny/BPR/seed-1/ranks.parquet")
+    assert table.attrs["others"] == 1
 
 
 def start(*arguments):
@@ -398,6 +446,8 @@ def test_an_interrupted_comparison_leaves_a_valid_partial_report():
         ({"model_config": {"Hydra": "none.yaml"}}, ConfigError, "none.yaml: No such file"),
         ({"config_dict": {**SETTINGS, "seed": 3}}, ComparisonError, "seed: .* use --seeds"),
         ({"argv": ["--checkpoint_dir=x"]}, ComparisonError, "checkpoint_dir: .* --output_dir"),
+        ({"argv": ["--model=SASRec"]}, ComparisonError, "model: .* use --models"),
+        ({"argv": ["--nproc=4"]}, ComparisonError, "nproc: .* one process"),
         (
             {"argv": ["--metrics=ItemCoverage,NDCG"]},
             ComparisonError,
@@ -422,6 +472,33 @@ def test_a_protocol_that_differs_between_models_is_refused(tmp_path):
     (tmp_path / "filter.yaml").write_text('user_inter_num_interval: "[5,inf)"\n')
     with pytest.raises(ComparisonError, match="user_inter_num_interval: .* one protocol"):
         compare_small(tmp_path / "out", model_config={"GRU4Rec": tmp_path / "filter.yaml"})
+
+
+def test_settings_of_one_model_that_would_be_overridden_are_refused(tmp_path):
+    (tmp_path / "aug.yaml").write_text("training_mode: augmentation\n")
+    with pytest.raises(ComparisonError, match="aug.yaml: training_mode augmentation for Hydra, "):
+        compare_small(tmp_path / "out", model_config={"Hydra": tmp_path / "aug.yaml"})
+    (tmp_path / "seed.yaml").write_text("seed: 7\n")
+    for layer in (
+        {"config_file_list": tmp_path / "seed.yaml"},
+        {"model_config": {"Hydra": tmp_path / "seed.yaml"}},
+    ):
+        with pytest.raises(ComparisonError, match="seed.yaml: seed: a comparison sets it"):
+            compare_small(tmp_path / "out", **layer)
+
+
+def test_another_gpu_and_the_same_folder_are_no_other_comparison(tmp_path, monkeypatch):
+    from recbole_hydra.compare.plan import make_plan
+
+    best = tmp_path / "best.yaml"
+    best.write_text(f"data_path: {DATASETS}\n")
+    monkeypatch.chdir(DATASETS.parent)
+    layers = [None, {"Hydra": best}, {**SETTINGS, "data_path": "dataset"}, (), False]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    first = make_plan(["GRU4Rec", "Hydra"], "tiny", 1, tmp_path / "out", *layers)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    again = make_plan(["GRU4Rec", "Hydra"], "tiny", 1, tmp_path / "out", *layers)
+    assert first.identity == again.identity
 
 
 def test_a_dataset_without_enough_users(few_users, tmp_path):

@@ -7,7 +7,7 @@ from conftest import SMALL_HYDRA, small
 from recbole.model.sequential_recommender import SASRec
 
 from recbole_hydra import Config, Hydra, default_config
-from recbole_hydra.config import parse_arguments, parse_list, parse_value
+from recbole_hydra.config import parse_arguments, parse_list, parse_paths, parse_value
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model import MODELS, get_model, recbole_model_names
 
@@ -228,6 +228,15 @@ def test_lists_are_comma_or_space_separated(text):
     assert parse_list(text) == [10, 20]
     assert config(argv=[f"--topk={text}"])["topk"] == [10, 20]
     assert config(topk=text)["topk"] == [10, 20]
+
+
+def test_paths_may_have_spaces(tmp_path):
+    for name in ("my conf.yaml", "a.yaml", "b.yaml"):
+        (tmp_path / name).touch()
+    assert parse_paths("my conf.yaml, a.yaml") == ["my conf.yaml", "a.yaml"]
+    assert parse_paths("a.yaml b.yaml") == ["a.yaml", "b.yaml"]  # as RecBole's command has it
+    assert parse_paths("no file.yaml") == ["no file.yaml"]
+    assert parse_paths("") == []
 
 
 def test_lists_of_names():

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -165,8 +166,12 @@ def test_a_sweep_can_be_read_again_and_resumed_when_it_is_over(whole, monkeypatc
     # Nothing is left to do: not even Ray is asked.
     monkeypatch.setattr("recbole_hydra.tune.cluster.connection", None)
     again = {"epochs": 8, "grace_period": 2, "reduction_factor": 2, "resume": True}
+    for file in ("best.yaml", "trials.csv", "sweep.png"):  # as after a kill just before them
+        (whole.folder / file).unlink()
     same = sweep(SPACE, whole.folder, search="grid", **again)
     assert same.test_result == whole.test_result
+    for file in ("best.yaml", "trials.csv", "sweep.png"):
+        assert (whole.folder / file).is_file()
 
 
 # -- output folders -------------------------------------------------------------------------------
@@ -181,6 +186,7 @@ def test_a_sweep_can_be_read_again_and_resumed_when_it_is_over(whole, monkeypatc
         ({"scheduler": "none"}, "another sweep .* differs in scheduler"),
         ({"folder": "new", "resume": True}, "there is no sweep to resume"),
         ({"folder": "taken"}, "holds files that are no sweep's"),
+        ({"folder": "sweep#2"}, "sweep#2: Ray takes # and [?] for parts of an address"),
     ],
 )
 def test_a_folder_that_is_taken_is_refused(whole, elsewhere, changes, message):
@@ -296,7 +302,7 @@ def test_a_trial_uses_the_threads_it_was_given(make_trial):
         torch.set_num_threads(before)
 
 
-def test_a_trial_that_was_killed_goes_on_and_reports_again(make_trial):
+def test_a_trial_that_was_killed_goes_on_and_reports_its_last_epoch_again(make_trial):
     settings = {"config_dict": {**SETTINGS, "epochs": 4}}
     run, own = make_trial({"learning_rate": 0.01}, **settings)
     whole = Reports()
@@ -308,18 +314,42 @@ def test_a_trial_that_was_killed_goes_on_and_reports_again(make_trial):
     with pytest.raises(KeyboardInterrupt):
         run(killed)
     assert not (own / "outcome.json").exists()
+    again = Reports(last=2)
+    with pytest.raises(KeyboardInterrupt):  # as ASHA would end it
+        run(again)
+    history = json.loads((own / "progress.json").read_text())["history"]
+    assert [entry["epoch"] for entry in history] == [1, 2]  # nothing of before is lost
     again = Reports()
     run(again)
-    assert [r["epoch"] for r in again] == [1, 2, 3, 4]
+    assert [r["epoch"] for r in again] == [2, 3, 4]
 
     def scores(reports):
         return [{k: v for k, v in r.items() if k != "seconds"} for r in reports]
 
-    assert scores(again) == scores(whole)
+    assert scores(again) == scores(whole[1:])
     seconds = [r["seconds"] for r in again]
-    assert seconds[:2] == [r["seconds"] for r in killed] and seconds == sorted(seconds)
+    assert seconds[0] == killed[1]["seconds"] and seconds == sorted(seconds)
     history = json.loads((own / "progress.json").read_text())["history"]
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+
+
+def test_seconds_are_those_of_epochs_without_an_evaluation_too(make_trial, monkeypatch):
+    from recbole.trainer import Trainer
+
+    train_epoch = Trainer._train_epoch
+
+    def slow(*args, **kwargs):
+        time.sleep(0.2)
+        return train_epoch(*args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", slow)
+    run, _ = make_trial(
+        {"learning_rate": 0.01}, config_dict={**SETTINGS, "epochs": 4, "eval_step": 2}
+    )
+    reports = Reports()
+    run(reports)
+    assert [r["epoch"] for r in reports] == [2, 4]
+    assert reports[0]["seconds"] > 0.4 and reports[1]["seconds"] > 0.8
 
 
 def test_a_score_that_is_no_number_ends_a_trial(make_trial, monkeypatch):
@@ -396,16 +426,35 @@ def test_the_scheduler_remembers_the_trials_before_the_kill():
     assert decision([], 0.1) == "CONTINUE"  # with nothing to compare with
     assert decision(before, 0.1) == "STOP"
     assert decision(before, 0.45) == "CONTINUE"
-    # One that goes on reports again by itself.
+    # One that goes on is told when it does.
     running = [past(0, "interrupted", [0.4], learning_rate=0.01)]
     assert decision(running, 0.1) == "CONTINUE"
+
+
+def test_a_trial_that_goes_on_is_not_judged_again(elsewhere):
+    """It had passed the first rung when nobody else was there; since, better ones have."""
+    from types import SimpleNamespace
+
+    made = small_plan(
+        {"learning_rate": {"uniform": [0.001, 0.1]}}, grace_period=1, reduction_factor=2,
+        config_dict={**SETTINGS, "epochs": 4}, num_samples=4,
+    )  # fmt: skip
+    trials = [past(n, "finished", [0.8] * 4, **made.configurations[n]) for n in range(1, 4)]
+    trials.append(past(0, "interrupted", [0.1], **made.configurations[0]))
+    scheduler = make_scheduler(made, trials)
+    source = TrialSource(made, elsewhere, trials, scheduler)
+    assert source.suggest("again")["number"] == 0
+    trial = SimpleNamespace(trial_id="again")
+    scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, trial, {"epoch": 1, "best_score": 0.1}) == "CONTINUE"
+    assert scheduler.on_trial_result(None, trial, {"epoch": 2, "best_score": 0.1}) == "STOP"
 
 
 def test_interrupted_trials_come_first_and_keep_their_numbers(elsewhere):
     made = small_plan({"learning_rate": {"uniform": [0.001, 0.1]}}, num_samples=4)
     done = made.configurations
     trials = [past(0, "finished", [0.5], **done[0]), past(2, "interrupted", [], **done[2])]
-    source = TrialSource(made, elsewhere, trials)
+    source = TrialSource(made, elsewhere, trials, make_scheduler(made, trials))
     assert len(source) == 3
     handed = [source.suggest(f"id{n}") for n in range(3)]
     assert handed == [{"number": n, "params": done[n]} for n in (2, 1, 3)]
@@ -423,7 +472,7 @@ def test_optuna_proposes_and_remembers(elsewhere):
     ]
     near.append(past(11, "failed", [], learning_rate=0.05, num_heads=1))
     near.append(past(12, "interrupted", [0.3], learning_rate=0.05, num_heads=1))
-    source = TrialSource(made, elsewhere, near)
+    source = TrialSource(made, elsewhere, near, make_scheduler(made, near))
     assert len(source.optuna._ot_study.trials) == 11
     assert source.suggest("old") == {"number": 12, "params": near[12]["params"]}
     source.on_trial_complete("old", {"best_score": 0.4})
@@ -467,7 +516,7 @@ def test_the_search_says_what_to_install(elsewhere, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     made = small_plan({"learning_rate": [0.1]}, search="optuna", num_samples=1)
     with pytest.raises(TuneError, match="optuna is not installed; pip install optuna"):
-        TrialSource(made, elsewhere, [])
+        TrialSource(made, elsewhere, [], None)
 
 
 # -- models that are not ours ---------------------------------------------------------------------
@@ -761,16 +810,18 @@ def test_the_command_prints_the_way_on(local_ray, elsewhere, capsys):
     settings = {**SETTINGS, "epochs": 1}
     status = main(
         ["tune", "--model=Hydra", "--dataset=tiny", "--space=space.test", "--num_samples=2",
-         "--max_concurrent=2", "--output_dir=out", *(f"--{k}={v}" for k, v in settings.items())]
+         "--max_concurrent=2", "--output_dir=my süß out",
+         *(f"--{k}={v}" for k, v in settings.items())]
     )  # fmt: skip
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert "2 of 2 over (2 finished), best ndcg@10" in printed.err  # the live table's last line
     assert "learning_rate" in printed.out and "valid ndcg@10" in printed.out
     last = printed.out.strip().splitlines()[-1]
-    best = Path("out").absolute() / "best.yaml"
-    assert last == f"recbole-hydra --model=Hydra --dataset=tiny --config_files={best}"
-    assert main(last.split()[1:] + ["--saved=False", "--show_progress=False"]) == 0
+    best = Path("my süß out").absolute() / "best.yaml"
+    words = shlex.split(last)
+    assert words == ["recbole-hydra", "--model=Hydra", "--dataset=tiny", f"--config_files={best}"]
+    assert main([*words[1:], "--saved=False", "--show_progress=False"]) == 0
 
 
 def test_bad_input_is_one_line(elsewhere, capsys):
@@ -779,6 +830,8 @@ def test_bad_input_is_one_line(elsewhere, capsys):
     assert main(["tune", "--help"]) == 0
     assert "--num_samples=20" in capsys.readouterr().out
     line = ["tune", "--model=Hydra", "--dataset=tiny", f"--data_path={SETTINGS['data_path']}"]
+    assert main([*line, "--output_dir=out", "--config_file_list=a.yaml"]) == 2
+    assert "unknown key 'config_file_list'" in capsys.readouterr().err
     assert main([*line, "--output_dir=out", "--space=nowhere.yaml"]) == 2
     assert "space nowhere.yaml: cannot be read (No such file" in capsys.readouterr().err
 

@@ -121,6 +121,13 @@ def test_a_small_space_is_drawn_once():
     assert small_plan({"num_layers": [1, 2]}, num_samples=50).number == 2
 
 
+def test_bounds_of_recboles_loguniform_that_are_no_logarithms(tmp_path):
+    path = tmp_path / "hyper.test"
+    path.write_text("learning_rate loguniform 1,800\n")
+    with pytest.raises(TuneError, match="line 1: learning_rate: .* are logarithms .* e.800 is no"):
+        read_space(path)
+
+
 @pytest.mark.parametrize("model", ["Hydra", "Mamba4Rec", "SASRec", "GRU4Rec"])
 def test_every_model_has_a_space_that_its_config_takes(model):
     space = read_space(PROPERTIES / "tune" / f"{model}.yaml")

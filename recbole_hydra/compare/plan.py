@@ -86,9 +86,11 @@ def make_plan(
                 f"{did_you_mean(name, models)}"
             )
     common, config_dict = _paths(config_file_list or []), dict(config_dict or {})
-    _refuse_own_keys(config_dict, argv)
-
     arguments = parse_arguments(argv)
+    _refuse_own_keys("", [*config_dict, *arguments])
+    for file in {*common, *(file for files in model_config.values() for file in files)}:
+        _refuse_own_keys(f"config file {file}: ", _read_yaml(file))
+
     domains = _domains(arguments, config_dict, common)
     if domains is None:
         datasets = _names("datasets", datasets)
@@ -98,6 +100,7 @@ def make_plan(
         config_dict["domains"] = domains
         datasets = ["+".join(domains)]
     mode = _training_mode(arguments, config_dict, common, models)
+    _refuse_other_modes(mode, model_config)
     # What a run's own folder and the mode decide goes in by itself.
     argv = [
         f"--{key}={value}"
@@ -134,7 +137,7 @@ def make_plan(
                 **{key: plain[key] for key in PATH_KEYS if plain.get(key)},
             }
             settings[dataset][model] = {
-                k: v for k, v in plain.items() if k not in {"seed", "state", *fixed}
+                k: v for k, v in plain.items() if k not in {"seed", "state", "gpu_id", *fixed}
             }
             files, own = layers[model]
             for seed in seeds:
@@ -205,13 +208,28 @@ def _paths(files) -> list[str]:
     return [os.path.abspath(file) for file in files]
 
 
-def _refuse_own_keys(config_dict, argv):
+def _refuse_own_keys(where, keys):
     """Settings that a comparison sets itself."""
-    own = {"seed": "use --seeds", "checkpoint_dir": "use --output_dir", "saved": "runs are saved"}
-    given = [*config_dict, *(argument.removeprefix("--").partition("=")[0] for argument in argv)]
-    for key in given:
+    alone = "every run is one process"
+    own = {
+        "model": "use --models", "seed": "use --seeds", "checkpoint_dir": "use --output_dir",
+        "saved": "runs are saved", "nproc": alone, "world_size": alone,
+    }  # fmt: skip
+    for key in keys:
         if key in own:
-            raise ComparisonError(f"{key}: a comparison sets it for every run; {own[key]}")
+            raise ComparisonError(f"{where}{key}: a comparison sets it for every run; {own[key]}")
+
+
+def _refuse_other_modes(mode, model_config):
+    """A model's own settings cannot have another mode than the table's."""
+    for model, files in model_config.items():
+        for file in files:
+            own = _read_yaml(file).get("training_mode", "auto")
+            if _has_mode(model) and own not in ("auto", mode):
+                raise ComparisonError(
+                    f"config file {file}: training_mode {own} for {model}, the table's is {mode}; "
+                    "a table needs one for all: set it with --training_mode, or remove it"
+                )
 
 
 def _has_mode(model) -> bool:
@@ -284,7 +302,10 @@ def _check_protocol(dataset, configs):
         )
     for model, other in others:
         for key in PROTOCOL:
-            if other[key] != config[key]:
+            values = config[key], other[key]
+            if key == "data_path":
+                values = tuple(map(os.path.abspath, values))
+            if values[0] != values[1]:
                 raise ComparisonError(
                     f"{key}: {config[key]!r} for {first}, {other[key]!r} for {model} on {dataset}; "
                     "a table needs one protocol: set it for all, with --config_files"

@@ -70,20 +70,28 @@ def _curves(figure, comparison, dataset, name, label):
     axis = figure.subplots()
     for model, runs, colour in _models(comparison, dataset):
         if _is_one_step(runs):
-            _level(axis, np.mean([run["valid_result"][name] for run in runs]), model, colour)
+            scores = [run["valid_result"].get(name) for run in runs]
+            if None not in scores:  # with eval_step above 1 RecBole does not validate it
+                _level(axis, np.mean(scores), model, colour)
             continue
         for number, run in enumerate(runs):
-            entries = [e for e in run["history"] if "valid_result" in e]
-            spent = np.cumsum([e["train_seconds"] + e["valid_seconds"] for e in entries])
-            scores = [e["valid_result"][name] for e in entries]
-            best = next(i for i, e in enumerate(entries) if e["epoch"] == run["best_epoch"])
+            points = {
+                e["epoch"]: (seconds, e["valid_result"][name])
+                for e, seconds in zip(run["history"], _spent(run["history"]), strict=True)
+                if "valid_result" in e
+            }
             own = None if number else model
-            axis.plot(spent, scores, color=colour, linewidth=1.2, label=own)
-            axis.plot(spent[best], scores[best], "o", color=colour, markersize=5)
+            axis.plot(*zip(*points.values(), strict=True), color=colour, linewidth=1.2, label=own)
+            axis.plot(*points[run["best_epoch"]], "o", color=colour, markersize=5)
     axis.set(xlabel="seconds of training and validation", ylabel=f"validation {label}")
     _log_seconds(axis)
     axis.grid(alpha=0.3)
     _legend(figure, axis)
+
+
+def _spent(history):
+    """Seconds up to the end of every epoch, those without an evaluation included."""
+    return np.cumsum([e["train_seconds"] + e.get("valid_seconds", 0.0) for e in history])
 
 
 def _cost(figure, comparison, dataset, name, label):

@@ -135,7 +135,8 @@ def rank_targets(run, targets) -> pd.DataFrame:
     Returns:
         One row per user, by raw ids: the columns of :func:`left_out_targets`, rank, rank_masked,
         and ties, the number of items with the target's score in the ranking of all items; with
-        several domains also domain, the target's, among whose items it is ranked.
+        several domains also domain, the target's, among whose items it is ranked. In its ``attrs``
+        ``others``, the number of users that RecBole tests beside these.
 
     Raises:
         DatasetError: the run's test data lacks a user, or tests another item.
@@ -147,12 +148,14 @@ def rank_targets(run, targets) -> pd.DataFrame:
     position[torch.from_numpy(targets["user"].to_numpy())] = torch.arange(len(targets))
     expected = torch.from_numpy(targets["item"].to_numpy()).long()
     ranks = np.zeros((len(targets), 3), dtype=np.int64)
+    others = 0
     trainer.model.eval()
     for batch in run.loaders[2]:
         rows, scores, row_of_target, target = trainer._full_sort_batch_eval(batch)
         users = rows[uid].cpu()[row_of_target]
         at = position[users]
         known = at >= 0  # RecBole also tests general models on users with two interactions
+        others += int((~known).sum())
         at, users, row_of_target = at[known], users[known], row_of_target[known]
         target = target[known].cpu()
         if not torch.equal(target, expected[at]):
@@ -178,7 +181,9 @@ def rank_targets(run, targets) -> pd.DataFrame:
     if (domains := getattr(run.data.dataset, "domains", None)) is not None:
         which = domains.of(torch.from_numpy(targets["item"].to_numpy()))
         table = table.assign(domain=np.array(domains.names)[which.numpy()])
-    return table.assign(rank=ranks[:, 0], rank_masked=ranks[:, 1], ties=ranks[:, 2])
+    table = table.assign(rank=ranks[:, 0], rank_masked=ranks[:, 1], ties=ranks[:, 2])
+    table.attrs["others"] = others
+    return table
 
 
 def _ranks(scores, target):

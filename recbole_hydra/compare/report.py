@@ -19,9 +19,9 @@ Mean ± standard deviation over seeds, on the test set, which is read once per r
 that was best on validation. Without a word it is RecBole's ranking of sequential models, over all \
 items; where masked, the items the user had before are left out of the same scores, the target \
 excepted, as RecBole does for general models. Gain: relative to the best baseline, a model that \
-is not of recbole_hydra, by {metric}. † and ‡: differs from that baseline at p < 0.05 and \
-p < 0.01, paired t-test over users, corrected for all tests of this dataset (Benjamini-Hochberg). \
-The best of a column is bold."""
+is not of recbole_hydra, by {metric}. † and ‡: differs from the best baseline of that column at \
+p < 0.05 and p < 0.01, paired t-test over users, corrected for all tests of this dataset \
+(Benjamini-Hochberg). The best of a column is bold."""
 
 DOMAIN_NOTES = """\
 By domain: a target is ranked among the items of its domain. The table above has the means over \

@@ -97,6 +97,7 @@ def run(task: dict, emit) -> dict:
         "status": "ok",
         "training_mode": config["training_mode"],
         "metrics": [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]],
+        "metric_decimal_place": config["metric_decimal_place"],
         "valid_metric": config["valid_metric"].lower(),
         "valid_result": dict(result["best_valid_result"] or {}),
         "test_result": dict(result["test_result"]),  # RecBole's own, of the ranking of all items

@@ -84,10 +84,15 @@ def tune(
         config_file_list, config_dict, argv,
     )  # fmt: skip
     folder = Path(output_dir).absolute()
+    if set("#?") & set(str(folder)):
+        raise TuneError(
+            f"output_dir {folder}: Ray takes # and ? for parts of an address; choose another name"
+        )
     FOLDER.check(folder, plan.identity, resume)
     if resume:
         sweep = Sweep(folder)
         if sweep.is_over(plan.number) and sweep.test_result is not None:
+            sweep.write()  # a kill may have come just before
             return sweep
     # Ray is imported where it is needed, so that bad input is refused at once.
     from recbole_hydra.tune.cluster import connection, nodes, share_out
@@ -147,7 +152,8 @@ def _run_trials(plan, job, shares, show_progress):
     from recbole_hydra.tune.trial import run_trial
 
     trials = read_trials(job.folder)
-    source = TrialSource(plan, job.folder, trials)
+    scheduler = make_scheduler(plan, trials)
+    source = TrialSource(plan, job.folder, trials, scheduler)
     if len(source) == 0:
         return
     concurrent, cpus, gpus = shares
@@ -163,7 +169,7 @@ def _run_trials(plan, job, shares, show_progress):
         ray_tune.with_resources(trainable, {"cpu": cpus, "gpu": gpus}),
         tune_config=ray_tune.TuneConfig(
             search_alg=source,
-            scheduler=make_scheduler(plan, trials),
+            scheduler=scheduler,
             num_samples=len(source),
             max_concurrent_trials=concurrent,
             reuse_actors=False,  # the memory of a trial ends with it

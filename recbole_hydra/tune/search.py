@@ -8,7 +8,7 @@ from ray.tune.search import Searcher
 from recbole_hydra.errors import TuneError
 from recbole_hydra.output_folder import read_json
 from recbole_hydra.tune.plan import OUTCOME, Plan, trial_folder, write_params
-from recbole_hydra.tune.trial import SCORE, TIME, best_entry
+from recbole_hydra.tune.trial import SCORE, TIME, best_entry, reported
 
 
 class TrialSource(Searcher):
@@ -19,12 +19,13 @@ class TrialSource(Searcher):
         plan: the sweep.
         folder: its output folder, where a trial is written down before it begins.
         trials: those of :func:`~.plan.read_trials`, of the sweep that is resumed.
+        scheduler: that of :func:`make_scheduler`, which is told what a begun trial had reported.
     """
 
-    def __init__(self, plan: Plan, folder, trials: list):
+    def __init__(self, plan: Plan, folder, trials: list, scheduler):
         super().__init__(metric=SCORE, mode=plan.mode)
-        self.space, self.folder = plan.space, folder
-        self.begun = [(t["number"], t["params"]) for t in trials if t["status"] == "interrupted"]
+        self.space, self.folder, self.scheduler = plan.space, folder, scheduler
+        self.begun = [trial for trial in trials if trial["status"] == "interrupted"]
         known = {trial["number"] for trial in trials}
         self.fresh = [number for number in range(plan.number) if number not in known]
         self.configurations = plan.configurations
@@ -38,7 +39,9 @@ class TrialSource(Searcher):
         """Return the next trial; Ray's method."""
         new = not self.begun
         if not new:
-            number, params = self.begun.pop(0)
+            trial = self.begun.pop(0)
+            number, params = trial["number"], trial["params"]
+            _tell(self.scheduler, trial_id, trial["history"], self.mode)
         elif not self.fresh:
             return Searcher.FINISHED
         else:
@@ -101,13 +104,17 @@ def make_scheduler(plan: Plan, trials: list):
         return FIFOScheduler()
     scheduler = ASHAScheduler(time_attr=TIME, metric=SCORE, mode=plan.mode, **settings)
     for trial in trials:
-        if trial["status"] == "interrupted":
-            continue  # it will report again itself
-        past = SimpleNamespace(trial_id=f"past-{trial['number']}")
-        scheduler.on_trial_add(None, past)
-        for number in range(1, len(trial["history"]) + 1):
-            reported = trial["history"][:number]
-            best = best_entry(reported, plan.mode == "max")["score"]
-            scheduler.on_trial_result(None, past, {TIME: reported[-1]["epoch"], SCORE: best})
-        scheduler.on_trial_remove(None, past)
+        if trial["status"] != "interrupted":  # told when it goes on, under its new name
+            _tell(scheduler, f"past-{trial['number']}", trial["history"], plan.mode)
     return scheduler
+
+
+def _tell(scheduler, trial_id, history, mode):
+    """Have ``scheduler`` know what a trial had reported; what it decided then is not asked."""
+    if not isinstance(scheduler, ASHAScheduler):
+        return
+    past = SimpleNamespace(trial_id=trial_id)
+    scheduler.on_trial_add(None, past)
+    for number in range(1, len(history) + 1):
+        scheduler.on_trial_result(None, past, reported(history[:number], mode == "max"))
+    scheduler.on_trial_remove(None, past)

@@ -226,7 +226,13 @@ def _from_lines(text, source) -> Space:
         except (ValueError, SyntaxError) as error:
             raise TuneError(f"{where}: cannot be read as values: {values.strip()}") from error
         if kind == "loguniform" and len(values) == 2 and all(map(_is_number, values)):
-            values = [_short(math.exp(bound), 12) for bound in values]
+            try:
+                values = [_short(math.exp(bound), 12) for bound in values]
+            except OverflowError as error:
+                raise TuneError(
+                    f"{where}: {name}: the bounds of loguniform are logarithms in RecBole's files; "
+                    f"e^{max(values)} is no number"
+                ) from error
         parameters[name] = _parameter(name, kind, values, f"{where}: {name}")
     return _not_empty(parameters, source)
 

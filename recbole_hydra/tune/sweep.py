@@ -1,5 +1,6 @@
 """A sweep as its folder holds it: trials, the best configuration, files for the user."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -66,8 +67,8 @@ class Sweep:
     def command(self) -> str:
         """The command that trains the best configuration."""
         model, dataset = self.identity["model"], self.identity["dataset"]
-        file = self.folder / BEST
-        return f"recbole-hydra --model={model} --dataset={dataset} --config_files={file}"
+        files = shlex.quote(f"--config_files={self.folder / BEST}")
+        return f"recbole-hydra --model={model} --dataset={dataset} {files}"
 
     def is_over(self, number: int) -> bool:
         """Whether all of ``number`` trials are over."""

@@ -93,30 +93,22 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
 
     def on_epoch(entry):
         del history[_before(history, entry["epoch"] + 1) :]  # where the trial had to start anew
-        history.append(_plain(entry, history))
+        history.append(_plain(entry))
         if not math.isfinite(entry["valid_score"]):
             raise TrainingError(
                 f"the validation score is {entry['valid_score']} in epoch {entry['epoch']}"
             )
         where = {"node": node, "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
         write_json(PROGRESS, {**where, "history": history})
-        best = best_entry(history, larger)
-        report(
-            {
-                TIME: entry["epoch"] + 1,
-                "seconds": history[-1]["seconds"],
-                SCORE: best["score"],
-                "score": history[-1]["score"],
-                "train_loss": history[-1]["train_loss"],
-                **history[-1]["metrics"],
-            }
-        )
+        report(reported(history, larger))
 
     try:
-        # A node was lost, or the sweep was killed: what was reported is reported again, to a
-        # scheduler that may not have seen it.
-        for entry in evaluated_before("checkpoints"):
-            on_epoch(entry)
+        # A node was lost, or the sweep was killed: the last report is made again. The scheduler
+        # knows of those before; judged anew, among more trials, the first would end this one.
+        *before, last = evaluated_before("checkpoints") or [None]
+        if last is not None:
+            history += map(_plain, before)
+            on_epoch(last)
         model = get_model(job.model) if isinstance(job.model, str) else job.model
         train_or_continue(
             "checkpoints",
@@ -163,6 +155,16 @@ def final_test(job: Job, number: int, params: dict) -> dict:
     return dict(trainer.evaluate(test_data, load_best_model=False))
 
 
+def reported(history: list, larger: bool) -> dict:
+    """What a trial reports after the last evaluation of its ``history``."""
+    return {
+        TIME: history[-1]["epoch"],
+        SCORE: best_entry(history, larger)["score"],
+        **{key: history[-1][key] for key in ("seconds", "score", "train_loss")},
+        **history[-1]["metrics"],
+    }
+
+
 def best_entry(history: list, larger: bool) -> dict:
     """The best entry of a trial's history; of equal ones the last, as RecBole chooses."""
     sign = 1 if larger else -1
@@ -174,12 +176,11 @@ def _before(history, epoch) -> int:
     return sum(entry["epoch"] < epoch for entry in history)
 
 
-def _plain(entry, history) -> dict:
+def _plain(entry) -> dict:
     """An entry of the trainer's history as ``progress.json`` holds it."""
-    spent = history[-1]["seconds"] if history else 0.0
     return {
         "epoch": entry["epoch"] + 1,
-        "seconds": spent + entry["train_seconds"] + entry["valid_seconds"],
+        "seconds": entry["seconds"],
         "train_loss": entry["train_loss"],
         "score": entry["valid_score"],
         "metrics": {name: float(value) for name, value in entry["valid_result"].items()},
