@@ -2,10 +2,12 @@
 
 :func:`apply` runs when recbole_hydra is imported. It replaces methods of RecBole's classes and puts
 back the numpy names RecBole reads; torch, scipy and pandas are left as they are (torch's anomaly
-mode, which RecBole switches on, is off again). Each item says what it is for and when it can be
+mode, which RecBole switches on, is off again; RecBole's reader of atomic files sees a pandas that
+takes no quotes). Each item says what it is for and when it can be
 deleted.
 """
 
+import csv
 import functools
 import importlib
 import os
@@ -14,8 +16,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas
 import scipy.sparse
 import torch
+from pandas._libs.parsers import STR_NA_VALUES
 
 
 def apply() -> None:
@@ -24,7 +28,7 @@ def apply() -> None:
     silence_warnings()
     keep_anomaly_mode_off()
 
-    from recbole.data.dataset import Dataset
+    from recbole.data.dataset import Dataset, dataset
     from recbole.trainer import PretrainTrainer, Trainer
 
     if getattr(Trainer, "_recbole_hydra", False):
@@ -36,6 +40,39 @@ def apply() -> None:
     Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
     Dataset._download = _without_barrier(Dataset._download)
+    dataset.pd = _PandasForAtomicFiles()
+
+
+# -- reading -------------------------------------------------------------------------------------
+
+
+class _PandasForAtomicFiles:
+    """pandas for RecBole's reader of atomic files, which know neither quotes nor words for what is
+    missing: in them a title may begin with a quotation mark, and an id be ``NA``.
+
+    RecBole leaves both to pandas' defaults, under which such lines fail or are lost. Delete when
+    RecBole does not.
+    """
+
+    def __getattr__(self, name):
+        return getattr(pandas, name)
+
+    def read_csv(self, path, delimiter, usecols, dtype, encoding, **_):
+        """``pandas.read_csv`` with the arguments of RecBole's one call."""
+        numbers = {column for column, kind in dtype.items() if kind is not str}
+        return pandas.read_csv(
+            path,
+            sep=delimiter,
+            usecols=usecols,
+            dtype=dtype,
+            encoding=encoding,
+            quoting=csv.QUOTE_NONE,
+            keep_default_na=False,
+            na_values={c: list(STR_NA_VALUES) if c in numbers else [""] for c in usecols},
+            # Python's own reads no field above 128 KB, C's no separator of several characters.
+            engine="c" if len(delimiter) == 1 else "python",
+            **({"float_precision": "round_trip"} if len(delimiter) == 1 else {}),
+        )
 
 
 # -- numpy ---------------------------------------------------------------------------------------

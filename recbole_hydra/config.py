@@ -64,6 +64,9 @@ PROTOCOL = (
 #: or sweep work in folders of their own.
 PATH_KEYS = ("item_llm", "item_llm_cache", "adapt_from")
 
+#: What a domain may have of its own beside RecBole's settings of datasets.
+_OF_A_DOMAIN = {"encoding", "item_text_fields", "item_prompt", "missing_item_text"}
+
 #: What a domain's own Config may not bring into the joint one.
 _NOT_OF_A_DOMAIN = {"dataset", "data_path", "domains", "domain_settings", "device"}
 
@@ -120,6 +123,19 @@ def parse_value(text: str):
         except yaml.YAMLError:
             pass
     return text
+
+
+def _interval(key, value):
+    """Check an interval as RecBole's filters take them, such as ``"[5,inf)"``; several may follow
+    each other, separated by semicolons."""
+    if value is None:
+        return None
+    if isinstance(value, list) and len(value) == 2:  # [5,10] is a list, too
+        value = f"[{value[0]},{value[1]}]"
+    number = r"\s*[-+]?(inf|[\d.]+(e[-+]?\d+)?)\s*"
+    if not re.fullmatch(rf"([(\[]{number},{number}[)\]];?)+", str(value)):
+        raise ConfigError(f"{key} must be an interval such as '[5,inf)', got {value!r}")
+    return value
 
 
 def parse_list(text: str) -> list:
@@ -394,6 +410,10 @@ class Config(RecBoleConfig):
             if isinstance(value, (bool, int, float)):
                 return [value]
             return list(value) if isinstance(value, tuple) else value
+        if key in ("user_inter_num_interval", "item_inter_num_interval"):
+            return _interval(key, value)
+        if key == "val_interval" and isinstance(value, dict):
+            return {field: _interval(f"{key} of {field}", each) for field, each in value.items()}
         if isinstance(default, bool) and not isinstance(value, bool) and value is not None:
             raise ConfigError(f"{key} must be True or False, got {value!r}")
         if isinstance(default, (int, float)) and isinstance(value, str):
@@ -409,9 +429,13 @@ class Config(RecBoleConfig):
         """
         if "load_col" in self.external_config_dict or self._known_columns:
             return
-        final["load_col"] = {
-            "inter": [final[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]
-        }
+        if final["benchmark_filename"]:  # ready-made rows have columns of their own
+            final["load_col"] = None
+            self.notes.append("load_col is not set: loading all columns of benchmark_filename")
+            return
+        filtered = final["val_interval"] if isinstance(final["val_interval"], dict) else {}
+        columns = [final[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]
+        final["load_col"] = {"inter": list(dict.fromkeys([*columns, *filtered]))}
         self.notes.append(f"load_col is not set: loading {final['load_col']}")
 
     def _choose_item_column(self, final):
@@ -427,6 +451,8 @@ class Config(RecBoleConfig):
     # -- values that depend on each other ------------------------------------------------------
 
     def _set_default_parameters(self):
+        if "MAX_ITEM_LIST_LENGTH" in self.final_config_dict:
+            positive_int("MAX_ITEM_LIST_LENGTH", self.final_config_dict["MAX_ITEM_LIST_LENGTH"])
         self._choose_training_mode()
         self._fit_item_initialization()
         self._choose_loss_of_text()
@@ -506,6 +532,15 @@ class Config(RecBoleConfig):
             if name not in final["domains"]:
                 hint = did_you_mean(name, final["domains"])
                 raise ConfigError(f"domain_settings: {name!r} is not among the domains{hint}")
+        asked = self.external_config_dict.get("domain_settings") or {}
+        loading = {*self.parameters["Dataset"], *_OF_A_DOMAIN} - {"MAX_ITEM_LIST_LENGTH"}
+        for name, keys in asked.items():
+            for key in keys or {}:
+                if key not in loading:
+                    raise ConfigError(
+                        f"domain_settings: {key} of {name}: a domain has settings of its own for "
+                        "how its files are read; set it for all"
+                    )
         hidden = ("domains", "domain_settings", "dataset")
         argv = [f"--{k}={v}" for k, v in parse_arguments(self._argv).items() if k not in hidden]
         common = {key: value for key, value in config_dict.items() if key not in hidden}

@@ -47,6 +47,8 @@ def add_items(model, items: dict, domain=None) -> None:
     for token in tokens:
         if token in known:
             raise DatasetError(f"item {token}: the model has it already")
+        if tokens.count(token) > 1:
+            raise DatasetError(f"item {token}: it is given twice, as a number and as text")
     fields = items.values()
     texts = [new_item_sentence(settings, *item) for item in zip(tokens, fields, strict=True)]
     if not texts:

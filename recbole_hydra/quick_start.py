@@ -6,8 +6,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from recbole.data.transform import construct_transform
-from recbole.utils import get_environment, get_flops, init_logger, init_seed, set_color
+from recbole.utils import (
+    EvaluatorType,
+    get_environment,
+    get_flops,
+    init_logger,
+    init_seed,
+    set_color,
+)
 
 from recbole_hydra import checkpoint
 from recbole_hydra.adapt import freeze_other_parts, load_parts
@@ -123,7 +131,8 @@ def train(
 
     data = load_data(config)
     if state is not None:
-        _check_vocabulary(state, data.vocabulary, resume)
+        _check_data(state, data, resume)
+    _check_topk(config, data.dataset)
     loaders = make_loaders(config, data)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
@@ -315,7 +324,8 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
         ``config["device"]``.
 
     Raises:
-        CheckpointError: the file cannot be read, or the dataset has other users or items now.
+        CheckpointError: the file cannot be read, or the dataset has other users, items or
+            interactions now.
         DatasetError: the dataset is not where the checkpoint's settings say.
     """
     state = checkpoint.load_checkpoint(path)
@@ -323,7 +333,7 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
     init_seed(config["seed"], config["reproducibility"])
     _start_log(config)
     data = load_data(config)
-    _check_vocabulary(state, data.vocabulary, path)
+    _check_data(state, data, path)
     loaders = make_loaders(config, data)
     recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
     checkpoint.restore_model(recommender, state, path)
@@ -355,14 +365,34 @@ def _config_of(
     return config
 
 
-def _check_vocabulary(state, vocabulary, path):
-    """Raise CheckpointError where the dataset's raw ids are not those of the checkpoint."""
+def _check_topk(config, dataset):
+    """Raise ConfigError for more places than items, which would fail after the first epoch."""
+    n_items = dataset.item_num - 1
+    if config["eval_type"] == EvaluatorType.RANKING and max(config["topk"]) > n_items:
+        raise ConfigError(
+            f"topk: {max(config['topk'])} places for the {n_items} items of dataset "
+            f"{config['dataset']}; lower it"
+        )
+
+
+def _check_data(state, data, path):
+    """Raise CheckpointError where the dataset's raw ids, or what its users had, are not those of
+    the checkpoint: other interactions are split otherwise."""
+    vocabulary = data.vocabulary
     for name, tokens in state.get("vocabulary", {}).items():
         if tokens != vocabulary.get(name):
             raise CheckpointError(
                 f"{path}: the {name}s of dataset {state['dataset']} are not those it was trained "
                 f"on ({len(tokens) - 1} then, {len(vocabulary.get(name, [0])) - 1} now); use the "
                 "same files and filters"
+            )
+    then = state.get("histories") or {}  # RecBole's own Trainer keeps none
+    for name in then.keys() & data.histories.keys():
+        if not torch.equal(then[name], data.histories[name]):
+            raise CheckpointError(
+                f"{path}: the interactions of dataset {state['dataset']} are not those it was "
+                f"trained on ({len(then['items']):,} then, {len(data.histories['items']):,} now); "
+                "use the same files and filters"
             )
 
 

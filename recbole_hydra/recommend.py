@@ -1,5 +1,6 @@
 """Recommendations from a checkpoint, on raw ids, without the dataset."""
 
+from collections.abc import Iterable
 from numbers import Integral
 
 import torch
@@ -36,9 +37,14 @@ def recommend(model, user, k=10, exclude_history=False, domain=None):
     model = load_model(model) if not isinstance(model, torch.nn.Module) else model
     config, vocabulary = model.checkpoint["config"], model.checkpoint["vocabulary"]
     user_id, history = _resolve(model, user)
+    if exclude_history and history is None:
+        raise CheckpointError(
+            f"{model.checkpoint['path']}: holds no users' histories, as its dataset has no times, "
+            "so exclude_history cannot be"
+        )
     n_items = vocabulary.item_num
     start, stop = _candidates(vocabulary, history, domain)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= stop - start:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= stop - start:
         raise ConfigError(f"k must be in 1 .. {stop - start}, got {k!r}")
 
     scores = _scores(model, config, user_id, history, n_items)
@@ -69,7 +75,8 @@ def _candidates(vocabulary, history, domain) -> tuple[int, int]:
 
 
 def _resolve(model, user):
-    """Return the internal user id (0 if unknown) and the history as internal item ids."""
+    """Return the internal user id (0 if unknown) and the history as internal item ids, None where
+    the checkpoint has none."""
     checkpoint = model.checkpoint
     vocabulary, histories = checkpoint["vocabulary"], checkpoint["histories"]
     if not vocabulary.field2id_token:
@@ -82,13 +89,20 @@ def _resolve(model, user):
                     f"{checkpoint['path']}: holds no users' histories (RecBole's own Trainer wrote "
                     "it); pass the history, a list of item ids, instead of the user"
                 )
-            return user_id, []
+            return user_id, None
         start, stop = histories["start"][user_id : user_id + 2].tolist()
+        if start == stop and model.type == ModelType.SEQUENTIAL:
+            raise DatasetError(
+                f"{vocabulary.uid_field} {user!r} has no interactions in the training data; pass a "
+                "history, a list of item ids"
+            )
         return user_id, histories["items"][start:stop].tolist()
     if model.type != ModelType.SEQUENTIAL:
         raise ConfigError(
             f"{type(model).__name__} recommends to users it knows: pass a user id, not a history"
         )
+    if not isinstance(user, Iterable):
+        raise DatasetError(f"user: a raw id (str or int) or a list of item ids, not {user!r}")
     history = [vocabulary.internal_id(vocabulary.iid_field, item) for item in user]
     if not history:
         raise DatasetError("history: it is empty; a recommendation needs at least one item")

@@ -14,7 +14,7 @@ from recbole.config import Config as RecBoleConfig
 
 from recbole_hydra import Config, load_data_and_model, load_model, recommend, run_recbole_hydra
 from recbole_hydra.checkpoint import load_checkpoint, save_checkpoint, to_plain
-from recbole_hydra.errors import CheckpointError, RecBoleHydraError
+from recbole_hydra.errors import CheckpointError, DatasetError, RecBoleHydraError
 from recbole_hydra.trainer import run_name
 
 
@@ -231,6 +231,21 @@ def test_a_dataset_that_changed_is_refused(trained, make_dataset):
         load_data_and_model(trained["best_checkpoint"], config_dict={"data_path": path})
 
 
+def test_interactions_that_changed_are_refused(make_dataset, run_small):
+    """The same users and items with one interaction more: another target is left out."""
+    rows = [(u, f"i{(n + k) % 12}", n) for k, u in enumerate("abcd") for n in range(12)]
+    data = {"data_path": make_dataset("more", rows)}
+    given = small("Hydra", **data, epochs=1)
+    result = run_recbole_hydra("Hydra", "more", config_dict=given)
+    load_data_and_model(result["best_checkpoint"])
+    with (Path(data["data_path"]) / "more" / "more.inter").open("a") as file:
+        file.write("a\ti0\t99\n")
+    with pytest.raises(CheckpointError, match="the interactions of dataset more .*48 then, 49 now"):
+        load_data_and_model(result["best_checkpoint"])
+    with pytest.raises(CheckpointError, match="the interactions of dataset more are not those"):
+        run_recbole_hydra(resume=result["last_checkpoint"], config_dict={"epochs": 2})
+
+
 def test_recommend_works_on_raw_ids(trained):
     path = trained["best_checkpoint"]
     best = recommend(path, ["i7", "i8", "i9"], k=5)
@@ -270,11 +285,29 @@ def test_recommend_for_models_of_recbole(run_small):
         ([], 3, "history: it is empty"),
         ("u5", 0, "k must be in 1 .. 60, got 0"),
         ("u5", 61, "k must be in 1 .. 60, got 61"),
+        (None, 3, "user: a raw id .* or a list of item ids, not None"),
     ],
 )
 def test_recommend_refuses(trained, user, k, message):
     with pytest.raises(RecBoleHydraError, match=message):
         recommend(trained["best_checkpoint"], user, k)
+
+
+def test_recommend_without_histories(run_small, trained):
+    ordered = {"order": "RO", "split": {"RS": [0.8, 0.1, 0.1]}}
+    columns = {"inter": ["user_id", "item_id"]}
+    path = run_small("BPR", embedding_size=8, eval_args=ordered, load_col=columns)[
+        "best_checkpoint"
+    ]
+    assert len(recommend(path, "u5", k=np.int64(4))) == 4
+    with pytest.raises(CheckpointError, match="no users' histories, .* exclude_history cannot be"):
+        recommend(path, "u5", exclude_history=True)
+    model = load_model(trained["best_checkpoint"])
+    start = model.checkpoint["histories"]["start"]
+    start[5:] -= start[5] - start[4]  # as of a user of a .user file who had nothing
+    user = model.checkpoint["vocabulary"].field2id_token["user_id"][4]
+    with pytest.raises(DatasetError, match=f"user_id '{user}' has no interactions .* pass a hist"):
+        recommend(model, user)
 
 
 def test_weights_of_other_sizes_are_refused(trained, tmp_path):

@@ -294,3 +294,24 @@ def test_use_gpu_false_means_the_cpu(monkeypatch):
 def test_small_settings_of_the_tests_are_valid():
     for model in ("Hydra", "Mamba4Rec"):
         assert config(model, **small(model))["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"user_inter_num_interval": 5}, "user_inter_num_interval must be an interval .*, got 5"),
+        ({"item_inter_num_interval": "[a,inf)"}, "item_inter_num_interval must be an interval"),
+        ({"val_interval": {"rating": 3}}, "val_interval of rating must be an interval .*, got 3"),
+        ({"MAX_ITEM_LIST_LENGTH": 0}, "MAX_ITEM_LIST_LENGTH must be a positive integer, got 0"),
+    ],
+)
+def test_filters_and_lengths_that_recbole_takes_for_something_else(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changes)
+
+
+@pytest.mark.parametrize("text", ["[5,inf)", "(0, 1e3]", "[1,2];[5,6.5]"])
+def test_intervals(text):
+    assert config(user_inter_num_interval=text)["user_inter_num_interval"] == text
+    closed = config(argv=["--user_inter_num_interval=[5,10]"])["user_inter_num_interval"]
+    assert closed == "[5,10]"

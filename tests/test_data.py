@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import small
@@ -5,7 +7,7 @@ from recbole.data import create_dataset as recbole_create_dataset
 
 from recbole_hydra import Config, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset, user_histories
-from recbole_hydra.errors import DatasetError
+from recbole_hydra.errors import ConfigError, DatasetError
 
 ROWS = [(u, f"i{n}", n) for u in ("a", "b") for n in range(6)]
 
@@ -51,6 +53,104 @@ def test_a_missing_column_is_named(make_dataset, changes, message):
         changes = {**changes, "load_col": {"inter": "*"}}
     with pytest.raises(DatasetError, match=message):
         create_dataset(config("movies", make_dataset("movies", ROWS), **changes))
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ("user_id item_id timestamp", "'user_id' of .* has the type ''; .* as in user_id:token"),
+        ("user_id:int item_id:token timestamp:float", "has the type 'int'; .* one of token, float"),
+        (
+            "user_id:float item_id:token timestamp:float",
+            "USER_ID_FIELD. .* is float; .* user_id:to",
+        ),
+        (
+            "user_id:token item_id:token timestamp:token",
+            "TIME_FIELD. .* is token; .* timestamp:float",
+        ),
+        ("\ufeffuser_id:token item_id:token timestamp:float", "byte order mark; .* utf-8-sig"),
+    ],
+)
+def test_the_types_of_columns(make_dataset, columns, message):
+    path = make_dataset("movies", ROWS, columns.split())
+    with pytest.raises(DatasetError, match=message):
+        create_dataset(config("movies", path, load_col={"inter": "*"}))
+
+
+def test_columns_that_commas_separate(make_dataset):
+    path = make_dataset("movies", [("a,i0,1",)], ["user_id:token,item_id:token,timestamp:float"])
+    with pytest.raises(DatasetError, match="not separated by field_separator, '.t'; set it"):
+        create_dataset(config("movies", path, load_col={"inter": "*"}))
+
+
+@pytest.mark.parametrize("time", ["", "2020-01-05", "nan"])
+def test_a_time_that_is_no_number_is_named(make_dataset, time):
+    path = make_dataset("movies", [*ROWS[:3], ("b", "i0", time), *ROWS[3:]])
+    message = f"1 of 13 interactions .*.timestamp., the first is '{time}' in line 5;"
+    with pytest.raises(DatasetError, match=message):
+        create_dataset(config("movies", path))
+
+
+def test_ids_are_any_text(make_dataset):
+    names = ["NA", "null", "nan", "None", '"x', "'y'", '"z"', "#", "0012", "süß"]
+    path = make_dataset("odd", [(u, name, n) for u in ("a", "NA") for n, name in enumerate(names)])
+    dataset = create_dataset(config("odd", path))
+    assert list(dataset.field2id_token["item_id"][1:]) == names
+    assert list(dataset.field2id_token["user_id"][1:]) == ["a", "NA"]
+    assert len(dataset.inter_feat) == 20
+
+
+def test_a_filter_on_a_column_that_nobody_asked_for(make_dataset):
+    columns = ("user_id:token", "item_id:token", "timestamp:float", "rating:float")
+    path = make_dataset("rated", [(*row, row[2] % 3) for row in ROWS], columns)
+    made = config("rated", path, val_interval={"rating": "[1,inf)"})
+    assert len(create_dataset(made).inter_feat) == 8
+
+
+def test_topk_above_the_number_of_items_is_refused_before_training(make_dataset):
+    given = small("Hydra", data_path=make_dataset("movies", ROWS), topk=[10, 7])
+    with pytest.raises(ConfigError, match="topk: 10 places for the 6 items of dataset movies; low"):
+        run_recbole_hydra("Hydra", "movies", config_dict=given)
+
+
+@pytest.mark.parametrize("model", ["Hydra", "BERT4Rec"])
+def test_saved_data_is_refused(make_dataset, model):
+    path = make_dataset("movies", ROWS)
+    for key in ("save_dataset", "save_dataloaders"):
+        made = config("movies", path, model, **{key: True})
+        with pytest.raises(ConfigError, match=f"{key}: .*anew, in seconds"):
+            split_dataset(made, create_dataset(made))
+    made = config("movies", path, model)
+    split_dataset(made, create_dataset(made))
+    saved = Path(made["checkpoint_dir"]) / "movies-SequentialDataset.pth"
+    saved.parent.mkdir(exist_ok=True)
+    saved.touch()
+    with pytest.raises(DatasetError, match="RecBole would take saved/movies-Seq.*; remove it"):
+        create_dataset(made)
+
+
+def test_splits_that_recbole_does_not_have(make_dataset):
+    made = config("movies", make_dataset("movies", ROWS), "BERT4Rec")
+    made["eval_args"]["split"] = {"LS": "valid"}
+    with pytest.raises(ConfigError, match="eval_args: .*LS.*valid"):
+        split_dataset(made, create_dataset(made))
+
+
+def test_ready_made_rows_need_no_time(tmp_path):
+    folder = tmp_path / "data" / "bench"
+    folder.mkdir(parents=True)
+    rows = ["user_id:token\titem_id_list:token_seq\titem_id:token"]
+    rows += [f"u{n}\ti{n} i{n + 1}\ti{n + 2}" for n in range(8)]
+    for part in ("train", "valid", "test"):
+        (folder / f"bench.{part}.inter").write_text("\n".join(rows) + "\n")
+    result = run_recbole_hydra(
+        "SASRec", "bench", config_dict=small(
+            "SASRec", data_path=str(folder.parent), training_mode="augmentation", epochs=1,
+            topk=[5], valid_metric="NDCG@5", benchmark_filename=["train", "valid", "test"],
+            alias_of_item_id=["item_id_list"],
+        ),
+    )  # fmt: skip
+    assert 0 <= result["test_result"]["ndcg@5"] <= 1
 
 
 def test_nothing_left_after_filtering(make_dataset):

@@ -118,6 +118,16 @@ def test_a_domain_has_its_own_fields_and_filters(settings, make_ring, tmp_path):
         ({"domains": ["office", "ofice"]}, DatasetError, "dataset ofice: .*did you mean 'office'"),
         ({"dataset": "office"}, ConfigError, "dataset, domains: both are given"),
         ({"domain_settings": {"offices": {}}}, ConfigError, "'offices' is not among.*'office'"),
+        (
+            {"domain_settings": {"office": {"learning_rate": 1}}},
+            ConfigError,
+            "domain_settings: learning_rate of office: .* set it for all",
+        ),
+        (
+            {"domain_settings": {"office": {"data_path": "x"}}},
+            ConfigError,
+            "domain_settings: data_path of office",
+        ),
         ({"domain_temperature": 0.5}, ConfigError, "domain_temperature must be at least 1"),
         ({"domain_temperature": "hot"}, ConfigError, "domain_temperature must be a number"),
         ({"domain_temperature": 2, "carry_state": True}, ConfigError, "domain_temperature: above"),

@@ -607,6 +607,27 @@ def test_add_items(settings, encoder, training):
         assert got == pytest.approx(want, abs=1e-5)
 
 
+def test_fields_of_new_items_are_those_of_the_file(settings):
+    given = settings(item_text_fields=None, epochs=1)
+    model = load_model(run_recbole_hydra("Hydra", "ring", config_dict=given)["best_checkpoint"])
+    with pytest.raises(DatasetError, match="no 'titel' in .* title, brand; did you mean 'title'"):
+        add_items(model, {"new": {"titel": "red one"}})
+    add_items(model, {"new": {"brand": None, "title": "red one"}})
+    assert model.checkpoint["vocabulary"].item_text[-1] == "Item: title: red one"
+    with pytest.raises(DatasetError, match="item 5: it is given twice"):
+        add_items(model, {5: {"title": "red one"}, "5": {"title": "red two"}})
+
+
+def test_texts_may_begin_with_a_quotation_mark_and_be_long(settings, tmp_path):
+    config = Config("Hydra", "ring", config_dict=settings())
+    path = tmp_path / "data" / "ring" / "ring.item"
+    text = path.read_text().replace("red one\t", '"Weird Al" songs\t', 1)
+    path.write_text(text.replace("red two\t", f'"{"long " * 40_000}\t', 1))
+    dataset = create_dataset(config)
+    assert dataset.item_num == 1 + 24 + 2
+    assert 'title: "Weird Al" songs' in "".join(dataset.item_text)
+
+
 @pytest.mark.parametrize(
     "items, message",
     [

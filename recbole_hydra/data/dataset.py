@@ -1,16 +1,19 @@
 """Creating and splitting datasets through RecBole, with errors that say what is wrong."""
 
+import csv
+import glob
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import recbole
 import recbole.data
 import torch
 import yaml
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import ModelType
+from recbole.utils import FeatureType, ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
@@ -37,6 +40,7 @@ def create_dataset(config):
     if config["domains"]:
         return join_domains(config, [create_dataset(own) for own in domain_configs(config)])
     _check_files(config)
+    _check_saved(config)
     texts = None
     if has_item_text(config) and Path(config["data_path"]).exists():  # or RecBole fetches it
         texts = read_item_texts(config)
@@ -48,7 +52,10 @@ def create_dataset(config):
                 f"dataset {config['dataset']}: no interactions are left after filtering with "
                 f"{_filters(config)}; relax them"
             ) from error
-        raise
+        line = " ".join(str(error).split())
+        raise DatasetError(
+            f"dataset {config['dataset']}: its files cannot be read ({line})"
+        ) from error
     if len(dataset.inter_feat) == 0:
         raise DatasetError(f"dataset {config['dataset']}: its .inter file has no interactions")
     if has_item_text(config):
@@ -127,6 +134,11 @@ def split_dataset(config, dataset):
 
 def _build(config, dataset) -> list | None:
     """Split ``dataset``, in place, as RecBole's ``build``."""
+    if config["save_dataloaders"]:
+        raise ConfigError(
+            "save_dataloaders: loaders are built anew, in seconds, and RecBole would take saved "
+            "ones where others are meant; remove it"
+        )
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
@@ -140,7 +152,10 @@ def _build(config, dataset) -> list | None:
                 f"interactions, the longest has {longest}"
             )
     if config["training_mode"] != "autoregressive":
-        return None if config["dataloaders_save_path"] else dataset.build()
+        try:
+            return None if config["dataloaders_save_path"] else dataset.build()
+        except NotImplementedError as error:
+            raise ConfigError(f"eval_args: {config['eval_args']}: {error}") from error
     _check_windows_fit(config)
     splits = TargetDataset.adopt(dataset, whole_histories=config["carry_state"]).build()
     if len(splits[0]) == 0:
@@ -149,6 +164,23 @@ def _build(config, dataset) -> list | None:
             "interaction to train on"
         )
     return splits
+
+
+def _check_saved(config):
+    """Refuse datasets that RecBole saved: it takes them whatever the split and the files are."""
+    for key in ("save_dataset", "dataset_save_path"):
+        if config[key]:
+            raise ConfigError(
+                f"{key}: datasets are loaded anew, in seconds; RecBole takes saved ones whatever "
+                "eval_args and data_path are by then; remove it"
+            )
+    for path in Path(config["checkpoint_dir"]).glob(
+        f"{glob.escape(config['dataset'])}-*ataset.pth"
+    ):
+        raise DatasetError(
+            f"dataset {config['dataset']}: RecBole would take {path}, which an earlier run saved, "
+            "instead of the files; remove it"
+        )
 
 
 def _check_windows_fit(config):
@@ -163,11 +195,11 @@ def _check_windows_fit(config):
         raise ConfigError(
             f"eval_args: order {config['eval_args']['order']} mixes up the histories; set order: TO"
         )
-    for key in ("save_dataloaders", "dataloaders_save_path"):
-        if config[key]:
-            raise ConfigError(
-                f"{key}: training_mode autoregressive builds its loaders anew, in seconds; {remedy}"
-            )
+    if config["dataloaders_save_path"]:
+        raise ConfigError(
+            "dataloaders_save_path: training_mode autoregressive builds its loaders anew, in "
+            f"seconds; {remedy}"
+        )
 
 
 def _window_loaders(config, dataset, splits):
@@ -305,9 +337,8 @@ def _check_files(config):
 
 def _check_columns(config, path):
     """Raise DatasetError for a column of .inter that the config needs and the file lacks."""
-    with open(path, encoding=config["encoding"]) as file:
-        header = file.readline().rstrip("\r\n").split(config["field_separator"])
-    columns = [column.partition(":")[0] for column in header]
+    types = _read_header(config, path)
+    columns = list(types)
     load_col = config["load_col"]
     if load_col is not None and not isinstance(load_col, dict):
         raise DatasetError(
@@ -317,26 +348,78 @@ def _check_columns(config, path):
     wanted = "*" if load_col is None else load_col.get("inter", [])
     if wanted == "*":
         wanted = columns
-    fields = ["USER_ID_FIELD", "ITEM_ID_FIELD"]
-    if config["eval_args"]["order"] == "TO":
-        fields.append("TIME_FIELD")
+    fields = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
+    if config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]:
+        fields["TIME_FIELD"] = "float"
     for column in wanted:
         if column not in columns:
             raise DatasetError(
                 f"dataset {config['dataset']}: load_col asks for column {column!r}, {path} has "
                 f"{', '.join(columns)}{did_you_mean(column, columns)}"
             )
-    for field in fields:
+    for field, kind in fields.items():
         if config[field] not in columns:
             raise DatasetError(
                 f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
                 f"it has {', '.join(columns)}; set {field} to the one that is meant"
+            )
+        if types[config[field]] != kind:
+            raise DatasetError(
+                f"dataset {config['dataset']}: column {config[field]!r} ({field}) of {path} is "
+                f"{types[config[field]]}; in its first line, write {config[field]}:{kind}"
             )
         if config[field] not in wanted:
             raise DatasetError(
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) is not loaded; "
                 f"add it to load_col: {{inter: [{', '.join(wanted)}, {config[field]}]}}"
             )
+    if "TIME_FIELD" in fields:
+        _check_times(config, path)
+
+
+def _read_header(config, path) -> dict:
+    """The columns of an atomic file and their types."""
+    name, kinds = config["dataset"], [kind.value for kind in FeatureType]
+    with open(path, encoding=config["encoding"]) as file:
+        header = file.readline().rstrip("\r\n")
+    if header.startswith("\ufeff"):
+        raise DatasetError(
+            f"dataset {name}: {path} begins with a byte order mark; save it without, or set "
+            "encoding: utf-8-sig"
+        )
+    if config["field_separator"] not in header and "," in header:
+        raise DatasetError(
+            f"dataset {name}: the columns of {path} are not separated by field_separator, "
+            f"{config['field_separator']!r}; set it, or write the file with that"
+        )
+    types = dict(column.partition(":")[::2] for column in header.split(config["field_separator"]))
+    for column, kind in types.items():
+        if kind not in kinds:
+            raise DatasetError(
+                f"dataset {name}: column {column!r} of {path} has the type {kind!r}; its first "
+                f"line has to name one of {', '.join(kinds)}, as in {column}:token"
+            )
+    return types
+
+
+def _check_times(config, path):
+    """Raise DatasetError for interactions without a time, which RecBole would give the mean of all
+    others, and for times that are no numbers."""
+    column = f"{config['TIME_FIELD']}:float"
+    times = pd.read_csv(
+        path, sep=config["field_separator"], usecols=[column], dtype=str, keep_default_na=False,
+        encoding=config["encoding"], quoting=csv.QUOTE_NONE,
+        engine="c" if len(config["field_separator"]) == 1 else "python",
+    )[column]  # fmt: skip
+    wrong = pd.to_numeric(times, errors="coerce").isna()
+    if wrong.any():
+        first = int(wrong.to_numpy().argmax())
+        raise DatasetError(
+            f"dataset {config['dataset']}: {int(wrong.sum()):,} of {len(times):,} interactions in "
+            f"{path} have no number as their time ({config['TIME_FIELD']}), the first is "
+            f"{times.iloc[first]!r} in line {first + 2}; times are seconds, or anything that grows "
+            "with them"
+        )
 
 
 def _filters(config) -> str:

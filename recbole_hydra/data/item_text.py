@@ -26,6 +26,7 @@ def read_item_texts(config) -> dict:
     """
     table, types = _read(config, Path(config["data_path"]) / f"{config['dataset']}.item")
     fields = config["item_text_fields"] or [f for f, kind in types.items() if kind in TEXT_TYPES]
+    config["item_text_fields"] = fields  # for items that come later
     return dict(zip(table[config["ITEM_ID_FIELD"]], _join(table, fields), strict=True))
 
 
@@ -61,7 +62,8 @@ def new_item_sentence(config, item_id: str, fields: dict) -> str:
     """What the item LLM reads of an item that is in no file.
 
     Args:
-        config: the Config of the model. fields: text by field, in the order of the ``.item`` file.
+        config: the Config of the model. fields: text by field, in the order of the ``.item`` file;
+            None where there is none.
 
     Raises:
         DatasetError: a field that is not among ``item_text_fields``, or no text.
@@ -73,7 +75,8 @@ def new_item_sentence(config, item_id: str, fields: dict) -> str:
                 f"item {item_id}: there is no {field!r} in item_text_fields, {', '.join(known)}"
                 f"{did_you_mean(field, known)}"
             )
-    frame = pd.DataFrame([{field: str(fields.get(field, "")) for field in known}])
+    values = {field: fields.get(field) for field in known}
+    frame = pd.DataFrame([{f: "" if value is None else str(value) for f, value in values.items()}])
     text = _join(frame, known)[0] if known else ""
     if not text:
         raise DatasetError(f"item {item_id}: it has no text; give at least one field")
