@@ -19,7 +19,6 @@ import numpy as np
 import pandas
 import scipy.sparse
 import torch
-from pandas._libs.parsers import STR_NA_VALUES
 
 
 def apply() -> None:
@@ -59,7 +58,7 @@ class _PandasForAtomicFiles:
 
     def read_csv(self, path, delimiter, usecols, dtype, encoding, **_):
         """``pandas.read_csv`` with the arguments of RecBole's one call."""
-        numbers = {column for column, kind in dtype.items() if kind is not str}
+        missing = {str: [""], np.float64: ["", "nan", "NaN", "NA", "N/A", "null", "None"]}
         return pandas.read_csv(
             path,
             sep=delimiter,
@@ -68,7 +67,7 @@ class _PandasForAtomicFiles:
             encoding=encoding,
             quoting=csv.QUOTE_NONE,
             keep_default_na=False,
-            na_values={c: list(STR_NA_VALUES) if c in numbers else [""] for c in usecols},
+            na_values={column: missing[kind] for column, kind in dtype.items()},
             # Python's own reads no field above 128 KB, C's no separator of several characters.
             engine="c" if len(delimiter) == 1 else "python",
             **({"float_precision": "round_trip"} if len(delimiter) == 1 else {}),

@@ -67,10 +67,13 @@ def _candidates(vocabulary, history, domain) -> tuple[int, int]:
         if domain is not None:
             raise ConfigError(f"domain: this model has no domains, got {domain!r}")
         return 1, vocabulary.item_num
+    names = ", ".join(domains.names)
+    if domain is None and not history:
+        raise ConfigError(f"domain: nothing is known of the user; name one of {names}")
     if domain is None:
         return domains.ranges()[int(domains.of(torch.tensor(history[-1])))]
     if domain not in domains.names:
-        raise ConfigError(f"domain must be one of {', '.join(domains.names)}, got {domain!r}")
+        raise ConfigError(f"domain must be one of {names}, got {domain!r}")
     return domains.ranges()[domains.names.index(domain)]
 
 
