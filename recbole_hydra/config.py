@@ -461,6 +461,7 @@ class Config(RecBoleConfig):
         if (decay := self.final_config_dict["learning_rate_decay"]) is not None:
             positive_int("learning_rate_decay", decay)
         self._check_metrics()
+        self._refuse_saved_data()
         if self.final_config_dict["domains"]:
             self._check_domains()
         data_path = self.final_config_dict["data_path"]
@@ -696,6 +697,15 @@ class Config(RecBoleConfig):
                 f"valid_metric: {final['valid_metric']} is not computed; metrics and topk give "
                 f"{', '.join(computed)}"
             )
+
+    def _refuse_saved_data(self):
+        """Data are loaded anew: RecBole takes what it saved whatever the settings are by then."""
+        for key in ("save_dataset", "dataset_save_path", "save_dataloaders"):
+            if self.final_config_dict.get(key):
+                raise ConfigError(
+                    f"{key}: data are loaded anew, in seconds; RecBole takes what it saved whatever "
+                    "eval_args and data_path are by then; remove it"
+                )
 
     def _init_device(self):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

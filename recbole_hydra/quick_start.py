@@ -367,10 +367,10 @@ def _config_of(
 
 def _check_topk(config, dataset):
     """Raise ConfigError for more places than items, which would fail after the first epoch."""
-    n_items = dataset.item_num - 1
-    if config["eval_type"] == EvaluatorType.RANKING and max(config["topk"]) > n_items:
+    # The padding has a score, too, below all others.
+    if config["eval_type"] == EvaluatorType.RANKING and max(config["topk"]) > dataset.item_num:
         raise ConfigError(
-            f"topk: {max(config['topk'])} places for the {n_items} items of dataset "
+            f"topk: {max(config['topk'])} places for the {dataset.item_num - 1} items of dataset "
             f"{config['dataset']}; lower it"
         )
 

@@ -116,10 +116,9 @@ def test_topk_above_the_number_of_items_is_refused_before_training(make_dataset)
 @pytest.mark.parametrize("model", ["Hydra", "BERT4Rec"])
 def test_saved_data_is_refused(make_dataset, model):
     path = make_dataset("movies", ROWS)
-    for key in ("save_dataset", "save_dataloaders"):
-        made = config("movies", path, model, **{key: True})
+    for key in ("save_dataset", "save_dataloaders", "dataset_save_path"):
         with pytest.raises(ConfigError, match=f"{key}: .*anew, in seconds"):
-            split_dataset(made, create_dataset(made))
+            config("movies", path, model, **{key: True})
     made = config("movies", path, model)
     split_dataset(made, create_dataset(made))
     saved = Path(made["checkpoint_dir"]) / "movies-SequentialDataset.pth"

@@ -382,7 +382,7 @@ def test_a_loss_in_half_precision_is_not_negative(backend):
         ({"hidden": torch.zeros(0, 8)}, r"hidden must be"),
         ({"weight": torch.zeros(30, 7)}, r"weight must be .n_items >= 1, 8. .* got .30, 7."),
         ({"weight": torch.zeros(0, 8)}, r"weight must be .n_items >= 1, 8. .* got .0, 8."),
-        ({"target": torch.zeros(19, dtype=torch.long)}, r"target must be .20,. item ids .* .19,."),
+        ({"target": torch.zeros(19).long()}, r"target must be .20,. item ids, int64, .* .19,."),
         ({"target": torch.zeros(20)}, r"target must be .* torch.float32"),
         ({"target": torch.zeros(20).int()}, r"target must be .* int64.* torch.int32"),
         ({"backend": "fast"}, "unknown backend 'fast'; use auto, numba, triton, blocked, naive"),

@@ -564,7 +564,7 @@ def test_settings_that_do_not_fit(model, changes, message):
         ),
         ({"single_spec": False}, "nproc, world_size: runs of several processes"),
         ({"benchmark_filename": ["a", "b", "c"]}, "benchmark_filename: .* ready-made rows"),
-        ({"save_dataloaders": True}, "save_dataloaders: .* builds its loaders anew"),
+        ({"dataloaders_save_path": "x"}, "dataloaders_save_path: .* builds its loaders anew"),
         ({"eval_args": {"order": "RO"}}, "order RO mixes up the histories; set order: TO"),
     ],
 )

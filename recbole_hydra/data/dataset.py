@@ -134,11 +134,6 @@ def split_dataset(config, dataset):
 
 def _build(config, dataset) -> list | None:
     """Split ``dataset``, in place, as RecBole's ``build``."""
-    if config["save_dataloaders"]:
-        raise ConfigError(
-            "save_dataloaders: loaders are built anew, in seconds, and RecBole would take saved "
-            "ones where others are meant; remove it"
-        )
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
@@ -167,13 +162,7 @@ def _build(config, dataset) -> list | None:
 
 
 def _check_saved(config):
-    """Refuse datasets that RecBole saved: it takes them whatever the split and the files are."""
-    for key in ("save_dataset", "dataset_save_path"):
-        if config[key]:
-            raise ConfigError(
-                f"{key}: datasets are loaded anew, in seconds; RecBole takes saved ones whatever "
-                "eval_args and data_path are by then; remove it"
-            )
+    """Refuse a dataset that RecBole saved: it takes it whatever the split and the files are."""
     for path in Path(config["checkpoint_dir"]).glob(
         f"{glob.escape(config['dataset'])}-*ataset.pth"
     ):
