@@ -703,8 +703,8 @@ class Config(RecBoleConfig):
         for key in ("save_dataset", "dataset_save_path", "save_dataloaders"):
             if self.final_config_dict.get(key):
                 raise ConfigError(
-                    f"{key}: data are loaded anew, in seconds; RecBole takes what it saved whatever "
-                    "eval_args and data_path are by then; remove it"
+                    f"{key}: data are loaded anew, in seconds; RecBole takes what it saved "
+                    "whatever eval_args and data_path are by then; remove it"
                 )
 
     def _init_device(self):
