@@ -63,25 +63,25 @@ def main():
         "`python benchmarks/long_histories.py --data_path=FOLDER`: every model with the settings "
         f"that `benchmarks/quality.py` chose for it, {report.settings(COMMON)}, seed {SEED}. Whole "
         f"histories: windows of {WINDOW} that hand their state on, in validation and test too.",
-        f"Seconds on {runs.machines(found)}.",
+        f"Seconds on {runs.machines(found)}, with one to three other processes beside each run: "
+        "what they say of the cost is rough; [a step alone](../step.md) says it better.",
         report.table(
             ["model, items read", "valid NDCG@10", "test NDCG@10", "NDCG@10, masked", "Hit@10",
              "best epoch", "s per epoch", "s to the best epoch", "peak memory, MiB"],
             [row(name, some[0]) for name, some in found.items()],
         ),
-        "![quality and cost by the length of the history](lengths.png)",
+        "![quality and memory by the length of the history](lengths.png)",
     )  # fmt: skip
 
 
 def plot(found):
-    """Quality, and cost of an epoch and of memory, by length; a model per line."""
+    """Quality and memory by length; a model per line."""
     panels = {
         "test NDCG@10": lambda run: run["test_result"]["ndcg@10"],
         "test NDCG@10, masked": lambda run: run["test_result"]["ndcg@10, masked"],
-        "seconds per epoch": lambda run: run["seconds_per_epoch"],
         "peak memory, MiB": lambda run: run["peak_memory"] / 2**20,
     }
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, (label, value) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for model in MODELS:
@@ -92,7 +92,7 @@ def plot(found):
         axis.set_xticks(range(len(LENGTHS)), LENGTHS)
         axis.set(xlabel="items of a history", ylabel=label)
         axis.grid(alpha=0.3)
-        if label.startswith(("seconds", "peak")):
+        if label.startswith("peak"):
             axis.set_ylim(bottom=0)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(MODELS))
     figure.savefig(report.RESULTS / NAME / "lengths.png", dpi=120)
