@@ -45,18 +45,10 @@ class Firsts:
         return self.number
 
 
-def prepare(model, length, mode):
+def prepare(model, dataset, settings):
     """Return a trainer and its train loader."""
-    config = Config(
-        model,
-        "ml-100k",
-        config_dict={
-            "training_mode": mode,
-            "MAX_ITEM_LIST_LENGTH": length,
-            "show_progress": False,
-            "state": "WARNING",
-        },
-    )
+    quiet = {"show_progress": False, "state": "WARNING"}
+    config = Config(model, dataset, config_dict={**settings, **quiet})
     init_seed(config["seed"], config["reproducibility"])
     train_data, *_ = split_dataset(config, create_dataset(config))
     recommender = config.model_class(config, train_data._dataset).to(config["device"])
@@ -71,8 +63,11 @@ def seconds(trainer, batches, loss=None):
 
 def measure(model, length, rounds, batches):
     """Return the seconds of every epoch measured, by mode, and what an epoch consists of."""
-    window_trainer, windows = prepare(model, length, "autoregressive")
-    prefix_trainer, prefixes = prepare(model, length, "augmentation")
+    size = {"MAX_ITEM_LIST_LENGTH": length}
+    (window_trainer, windows), (prefix_trainer, prefixes) = (
+        prepare(model, "ml-100k", {**size, "training_mode": mode})
+        for mode in ("autoregressive", "augmentation")
+    )
     steps = math.ceil(prefixes.sample_size / prefixes.step)
     # All batches but the last are full: an epoch is the rows' share of full steps.
     full_steps = prefixes.sample_size / prefixes.step
