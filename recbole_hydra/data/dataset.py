@@ -1,6 +1,5 @@
 """Creating and splitting datasets through RecBole, with errors that say what is wrong."""
 
-import csv
 import glob
 import logging
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from recbole.utils import FeatureType, ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
+from recbole_hydra.data.atomic_files import read_columns
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
@@ -395,11 +395,7 @@ def _check_times(config, path):
     """Raise DatasetError for interactions without a time, which RecBole would give the mean of all
     others, and for times that are no numbers."""
     column = f"{config['TIME_FIELD']}:float"
-    times = pd.read_csv(
-        path, sep=config["field_separator"], usecols=[column], dtype=str, keep_default_na=False,
-        encoding=config["encoding"], quoting=csv.QUOTE_NONE,
-        engine="c" if len(config["field_separator"]) == 1 else "python",
-    )[column]  # fmt: skip
+    times = read_columns(config, path, [column])[column]
     wrong = pd.to_numeric(times, errors="coerce").isna()
     if wrong.any():
         first = int(wrong.to_numpy().argmax())

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from recbole_hydra.checks import did_you_mean
+from recbole_hydra.data.atomic_files import read_columns
 from recbole_hydra.errors import ConfigError, DatasetError
 
 #: Types of the columns that are text, as atomic files name them.
@@ -100,15 +101,7 @@ def _read(config, path) -> tuple[pd.DataFrame, dict]:
             f"{config['item_encoder']} reads the items' texts from"
         )
     try:
-        table = pd.read_csv(
-            path,
-            sep=config["field_separator"],
-            dtype=str,
-            keep_default_na=False,  # a brand may be called NA
-            quoting=3,  # quotes are part of the text
-            encoding=config["encoding"],
-            engine="c",
-        )
+        table = read_columns(config, path)
     except (ValueError, UnicodeError) as error:  # pandas' ParserError is a ValueError
         raise DatasetError(
             f"dataset {name}: {path} cannot be read ({' '.join(str(error).split())})"
