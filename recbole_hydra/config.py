@@ -203,6 +203,7 @@ class Config(RecBoleConfig):
         config_dict: values by key.
         argv: command-line arguments, ``["--learning_rate=0.01", ...]``.
         settings: those of a checkpoint; they go over our yaml, and the user's layers over them.
+        options: what ``argv`` could have named beside settings, for hints.
 
     Attributes:
         notes: what was decided for the user, one line each, for the log of the run.
@@ -219,8 +220,10 @@ class Config(RecBoleConfig):
         config_dict=None,
         argv=(),
         settings=None,
+        options=(),
     ):
         self.notes = []
+        self._options = options
         self._argv = list(argv)
         self._settings = settings or {}
         self._sources = []  # (where, {key: value}) of every layer the user wrote, for messages
@@ -335,11 +338,11 @@ class Config(RecBoleConfig):
             or dataset_file.is_file()
             or self.internal_config_dict["load_col"] != sample
         )
-        listed = {key for keys in self.parameters.values() for key in keys}
+        listed = {key for keys in self.parameters.values() for key in keys if key != "config_file"}
         own = _keys_model_reads(model_class)
         self._model_is_unread = own is None  # its source could not be found
         self._read_keys = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
-        self._read_keys |= own or set()
+        self._read_keys |= own or set()  # RecBole lists config_file, and reads config_files
         self._check_keys()
 
     def _settings_of_origin(self) -> dict:
@@ -376,7 +379,9 @@ class Config(RecBoleConfig):
         is read; None where it is read."""
         if key in self._read_keys:
             return None
-        hint = did_you_mean(key, self._read_keys)
+        hint = did_you_mean(key, [*self._options, *self._read_keys])
+        if key in self._options:
+            hint = f"; it is an argument of its own, --{key} on the command line"
         if not self._model_is_unread and key not in _keys_of_other_models():
             return f"unknown key {key!r}{hint}"
         return f"{self.model} does not read {key!r}{hint}"

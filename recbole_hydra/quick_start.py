@@ -119,7 +119,7 @@ def train(
     layers = (config_file_list, config_dict, argv)
     state = None
     if resume is None:
-        config = Config(model, dataset, *layers)
+        config = Config(model, dataset, *layers, options=("resume", "saved"))
     else:
         if not saved:
             raise ConfigError("saved: a resumed run writes into the files of the run it continues")

@@ -456,6 +456,8 @@ def test_an_interrupted_comparison_leaves_a_valid_partial_report():
         ({"argv": ["--eval_args={'order': 'RO'}"]}, ComparisonError, "eval_args: order RO"),
         ({"argv": ["--eval_args={'mode': 'uni100'}"]}, ComparisonError, "ranks all items"),
         ({"argv": ["--learning_rat=1"]}, ConfigError, "unknown key 'learning_rat'"),
+        ({"argv": ["--populrity=False"]}, ConfigError, "did you mean 'popularity'"),
+        ({"argv": ["--latex=True"]}, ConfigError, "'latex'; it is an argument of its own"),
         ({"argv": ["--training_mode=slow"]}, ConfigError, "training_mode must be one of"),
         ({"resume": True}, ComparisonError, "there is no comparison to resume"),
         ({"resume": "yes"}, ConfigError, "resume must be True or False"),

@@ -198,6 +198,8 @@ def test_the_command_line_trains(tmp_path):
     "argv, message",
     [
         (["--model=Hydra", "--dataset=tiny", "--learning_rat=0.1"], "did you mean 'learning_rate'"),
+        (["--model=Hydra", "--dataset=tiny", "--config_file=a.yaml"], "mean 'config_files'"),
+        (["--model=Hydra", "--dataset=tiny", "--resum=a.pth"], "did you mean 'resume'"),
         (["--model=Hidra", "--dataset=tiny"], "no model 'Hidra'; did you mean 'Hydra'"),
         (["--model=Hydra", "--dataset=tinny"], "did you mean 'tiny'"),
         (["--dataset=tiny"], "model: not given; pass --model=NAME"),

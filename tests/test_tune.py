@@ -832,6 +832,8 @@ def test_bad_input_is_one_line(elsewhere, capsys):
     line = ["tune", "--model=Hydra", "--dataset=tiny", f"--data_path={SETTINGS['data_path']}"]
     assert main([*line, "--output_dir=out", "--config_file_list=a.yaml"]) == 2
     assert "unknown key 'config_file_list'" in capsys.readouterr().err
+    assert main([*line, "--output_dir=out", "--num_sample=5"]) == 2
+    assert "unknown key 'num_sample'; did you mean 'num_samples'" in capsys.readouterr().err
     assert main([*line, "--output_dir=out", "--space=nowhere.yaml"]) == 2
     assert "space nowhere.yaml: cannot be read (No such file" in capsys.readouterr().err
 

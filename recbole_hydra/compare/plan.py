@@ -21,6 +21,9 @@ from recbole_hydra.output_folder import OutputFolder
 #: The popularity baseline, in every comparison unless it is switched off.
 POPULARITY = "Pop"
 
+#: What ``compare`` takes beside settings, for hints.
+OPTIONS = ("models", "seeds", "output_dir", "resume", "model_config", "popularity", "latex")
+
 #: A paired test needs some users to pair.
 FEWEST_USERS = 10
 
@@ -118,13 +121,13 @@ def make_plan(
         for model in models:
             files = [*common, *model_config.get(model, [])]
             own = {**config_dict, "training_mode": mode if _has_mode(model) else "auto"}
-            configs[model] = Config(model, dataset, files, own, argv)
+            configs[model] = Config(model, dataset, files, own, argv, options=OPTIONS)
             layers[model] = files, own
         if any(config["rank_all_items"] for config in configs.values()):
             # A model reads items that have no interactions: all models rank them.
             for model, (files, own) in layers.items():
                 own["rank_all_items"] = True
-                configs[model] = Config(model, dataset, files, own, argv)
+                configs[model] = Config(model, dataset, files, own, argv, options=OPTIONS)
         _check_protocol(dataset, configs)
         fingerprints[dataset] = _check_data(dataset, configs[models[0]])
         settings[dataset] = {}

@@ -18,6 +18,12 @@ from recbole_hydra.tune.space import Space, read_space
 SEARCHES = ("random", "grid", "optuna")
 SCHEDULERS = ("asha", "none")
 
+#: What ``tune`` takes beside settings, for hints.
+OPTIONS = (
+    "space", "num_samples", "search", "scheduler", "grace_period", "reduction_factor",
+    "max_concurrent", "cpus_per_trial", "gpus_per_trial", "output_dir", "resume", "ray_address",
+)  # fmt: skip
+
 #: The files of a trial, in its folder. With ``outcome.json`` a trial is over.
 PARAMS, PROGRESS, OUTCOME = "params.json", "progress.json", "outcome.json"
 
@@ -102,7 +108,7 @@ def make_plan(
     """
     one_of("search", search, SEARCHES)
     one_of("scheduler", scheduler, SCHEDULERS)
-    base = Config(model, dataset, config_file_list, config_dict, argv)
+    base = Config(model, dataset, config_file_list, config_dict, argv, options=OPTIONS)
     if base["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise TuneError(
             f"model: {base.model} trains outside torch, all at once: no epoch can be reported"
