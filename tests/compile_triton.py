@@ -59,8 +59,11 @@ def call_every_operation():
         D, z, initial = torch.zeros(channels), u, torch.zeros(2, channels, d_state)
         if not everything:
             D = z = initial = None
-        y, final, states = scan._scan(u, u, A, B, B, D, D, z, initial, everything)
-        scan._scan_backward(y, final, u, u, A, B, B, D, D, z, states, everything)
+        for keep in (False, True):
+            args = (u, u, A, B, B, D, D, z, initial, everything, keep)
+            y, final, states, steps = scan._scan(*args)
+        steps = steps if everything else u
+        scan._scan_backward(y, final, u, steps, A, B, B, D, D, z, states, everything)
 
     def convolve_both_ways(dtype, everything):
         x, weight = torch.zeros(2, 40, 64, dtype=dtype), torch.zeros(64, 4)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from triton_interpreter import quick_interpreter  # noqa: F401  (a fixture)
+import triton_interpreter  # noqa: F401  (before triton is imported)
 
 import recbole_hydra
 
