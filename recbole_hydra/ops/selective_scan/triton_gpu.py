@@ -226,9 +226,10 @@ def _backward(
     HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, PER_LANE: tl.constexpr,
 ):  # fmt: skip
-    """gh, (batch, N, channels), is the gradient of the final state, and becomes that of the initial
-    one; gA, of the same shape, and gD and gbias, (batch, channels), are for one batch row each; gB
-    and gC, (parts, batch, length, groups, N), for the channels of one program."""
+    """steps is delta as it was used. gh, (batch, N, channels), is the gradient of the final state,
+    and becomes that of the initial one; gA, of the same shape, and gD and gbias, (batch, channels),
+    are for one batch row each; gB and gC, (parts, batch, length, groups, N), for the channels of
+    one program each."""
     row = tl.program_id(0).to(tl.int64)
     group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
     n = tl.arange(0, STATES)
@@ -390,8 +391,9 @@ def _scan_backward(
     gh = torch.zeros_like(gA)  # d loss / d state, walking backwards
     if gfinal is not None:
         gh.copy_(gfinal.transpose(1, 2))
-    # What the programs of a group find of gB and gC is summed up after some rows, in fixed order.
-    rows = max(1, LARGEST // (parts * length * groups * d_state))
+    # What several programs of a group find of gB and gC is summed up after some rows, in an order
+    # that is fixed.
+    rows = batch if parts == 1 else max(1, LARGEST // (parts * length * groups * d_state))
     for first in range(0, batch, rows):
         u_, steps_, B_, C_, z_, states_, gy_, gu_, gdelta_, gA_, gB_, gC_, gD_, gbias_, gz_, gh_ = (
             x if x is None else x[first : first + rows]
@@ -400,13 +402,14 @@ def _scan_backward(
                 gu, gdelta, gA, gB, gC, gD, gbias, gz, gh,
             )
         )  # fmt: skip
-        found = gA.new_empty((2, parts, *B_.shape))
+        found = (gB_, gC_) if parts == 1 else gA.new_empty((2, parts, *B_.shape))
         _launch(
             _backward, u_, steps_, A, B_, C_, D, bias, z_, states_, gy_,
             gu_, gdelta_, gA_, *found, gD_, gbias_, gz_, gh_, SOFTPLUS=softplus, CHUNK=CHUNK,
         )  # fmt: skip
-        gB_.copy_(found[0].sum(0))
-        gC_.copy_(found[1].sum(0))
+        if parts > 1:
+            gB_.copy_(found[0].sum(0))
+            gC_.copy_(found[1].sum(0))
     none = states.new_empty(0)
     return [
         gu,
