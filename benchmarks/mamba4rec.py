@@ -73,7 +73,8 @@ def main():
         "standard deviation over seeds, RecBole's ranking; masked: the history is not ranked. Two "
         "layers have a residual around the Mamba block, as published, one has none: through it the "
         "last item reaches the state that is compared with all items, and ranks high itself, which "
-        "costs NDCG and MRR what Hit does not show.",
+        "costs NDCG and MRR what Hit does not show. One layer on every position with three seeds, "
+        "which say by how much seeds differ, is in [the comparison](../quality/report.md).",
         f"Seconds, with other runs beside them, on {runs.machines(found)}.",
         report.table(
             ["", "seeds", *(f"{part} {m}" for part in ("valid", "test")
