@@ -6,7 +6,7 @@ through time with their states in registers, a tile (channels of a lane, d_state
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = <C_t, h_t> + D u_t
 
 Rows, groups and channels run beside each other, steps one after the other. Compiled for sm_90 that
-is 14 instructions per step, channel and state forward and 51 backward, where a scan within tiles of
+is 14 instructions per step, channel and state forward and 56 backward, where a scan within tiles of
 time (Blelloch 1990) has 68 and 142, with barriers. All heads are in one launch: they are the groups
 of the channels.
 
@@ -61,13 +61,13 @@ def _sigmoid(x):
 
 @triton.jit
 def _channels(channels, groups, LANES: tl.constexpr, PER_LANE: tl.constexpr):
-    """The group, the part of it and the channels, (PER_LANE, LANES), of a program, and which exist.
-    Neighbouring channels are one lane's, which then reads them at once."""
+    """The group, the part of it and the channels, (PER_LANE, LANES), of a program, and which
+    exist."""
     per_group = channels // groups
     parts = tl.cdiv(per_group, LANES * PER_LANE)
     group, part = tl.program_id(1) // parts, tl.program_id(1) % parts
-    offset = (part * LANES + tl.arange(0, LANES)[None, :]) * PER_LANE
-    offset += tl.arange(0, PER_LANE)[:, None]
+    offset = (part * PER_LANE + tl.arange(0, PER_LANE)[:, None]) * LANES
+    offset += tl.arange(0, LANES)[None, :]
     return group, part, group * per_group + offset, offset < per_group
 
 
@@ -77,15 +77,15 @@ def _read(x, offset, mask):
 
 
 @triton.jit
-def _states(channels, c, inside, n, exists, one):
+def _states(channels, c, inside, n, exists, zero):
     """Where the states of a program are in a matrix (N, channels), and which exist.
 
     What is read and written there decides how Triton lays out all tiles (PER_LANE, STATES, LANES):
-    eight lanes by four, so that a sum over channels or states goes through few lanes. It must not
-    see that neighbours in memory are neighbours in the tile, or it has a lane read four of them;
-    so it is not told that ``one`` is 1.
+    neighbouring channels go to neighbouring lanes, one each. Were they known to begin where four
+    can be read at once, a lane would have four, and a sum over the states go through more lanes; so
+    nothing is known of ``zero``.
     """
-    at = n[None, :, None] * channels + c[:, None, :] * one
+    at = n[None, :, None] * channels + c[:, None, :] + zero
     return at, inside[:, None, :] & exists[None, :, None]
 
 
@@ -96,12 +96,12 @@ def _step(rate, h, dt, ut, bt):
     return a, a * h + (dt * ut)[:, None, :] * bt[None, :, None]
 
 
-@triton.jit(do_not_specialize=["length", "one"])
+@triton.jit(do_not_specialize=["length", "zero"])
 def _forward(
     u, delta, A, B, C, D, bias, z, y, steps, states,
     u_batch, u_time, d_batch, d_time, b_batch, b_time, b_group, c_batch, c_time, c_group,
     z_batch, z_time,
-    length, channels, groups, one, every,
+    length, channels, groups, zero, every,
     N: tl.constexpr, STATES: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, KEEP: tl.constexpr,
     LANES: tl.constexpr, PER_LANE: tl.constexpr,
@@ -112,7 +112,7 @@ def _forward(
     group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
     n = tl.arange(0, STATES)
     exists = n < N
-    at, tile = _states(channels, c, inside, n, exists, one)
+    at, tile = _states(channels, c, inside, n, exists, zero)
     rate = _read(A, at, tile) * _LOG2E
     d_skip = _read(D, c, inside) if HAS_D else tl.zeros([PER_LANE, LANES], tl.float32)
     d_bias = _read(bias, c, inside) if HAS_BIAS else tl.zeros([PER_LANE, LANES], tl.float32)
@@ -215,13 +215,13 @@ def _reverse(
     return a * g, sum_A, sum_D, sum_bias
 
 
-@triton.jit(do_not_specialize=["length", "one"])
+@triton.jit(do_not_specialize=["length", "zero"])
 def _backward(
     u, steps, A, B, C, D, bias, z, states, gy,
     gu, gdelta, gA, gB, gC, gD, gbias, gz, gh,
     u_batch, u_time, d_batch, d_time, b_batch, b_time, b_group, c_batch, c_time, c_group,
     z_batch, z_time,
-    length, channels, groups, one,
+    length, channels, groups, zero,
     N: tl.constexpr, STATES: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, CHUNK: tl.constexpr,
     LANES: tl.constexpr, PER_LANE: tl.constexpr,
@@ -234,7 +234,7 @@ def _backward(
     group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
     n = tl.arange(0, STATES)
     exists = n < N
-    at, tile = _states(channels, c, inside, n, exists, one)
+    at, tile = _states(channels, c, inside, n, exists, zero)
     rate = _read(A, at, tile) * _LOG2E
     d_skip = _read(D, c, inside) if HAS_D else tl.zeros([PER_LANE, LANES], tl.float32)
     states += row * (tl.cdiv(length, CHUNK) + 1) * N * channels
@@ -317,7 +317,7 @@ def _launch(kernel, u, delta, A, B, C, D, bias, z, *others, sizes=(), **constant
         kernel[batch, groups * parts](
             u, delta, A.T.contiguous(), B, C, D, bias, z, *others,
             *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3], *of_z,
-            length, channels, groups, 1, *sizes,
+            length, channels, groups, 0, *sizes,
             N=d_state, STATES=triton.next_power_of_2(d_state), HAS_D=D is not None,
             HAS_BIAS=bias is not None, HAS_Z=z is not None, LANES=lanes, PER_LANE=per_lane,
             num_warps=1, **constants,
