@@ -73,7 +73,9 @@ MOST_EPOCHS, TRY_EPOCHS, CARRIED = 20, 6, 2
 #: Whose best validation NDCG@10 is the mark that the others' seconds are counted to.
 MARK = "SASRec"
 NAME, CHOICE, TRIALS = "quality", "choice.json", "trials.csv"
-GAINS, MARKS = "gain.json", "seconds-to-mark.json"
+GAINS, PARTS, MARKS = "gain.json", "difference.json", "seconds-to-mark.json"
+#: Items of a history that is called short.
+SHORT = 6
 #: What the table says of a model's quality.
 QUALITY = ("hit@10", "hit@20", "ndcg@10", "ndcg@20", "mrr@10", "mrr@20", "ndcg@10, masked")
 
@@ -226,6 +228,7 @@ def compare_chosen(options, models) -> None:
         if path.is_file() and path.suffix != ".html":  # which has the plots again
             shutil.copy(path, target / path.name)
     write_json(target / GAINS, gains(comparison, options.dataset))
+    write_json(target / PARTS, parts(comparison, options.dataset))
     write_json(target / MARKS, seconds_to_mark(comparison, options.dataset))
 
 
@@ -252,6 +255,27 @@ def gains(comparison, dataset) -> dict:
         gain = figures["ndcg@10"] / figures["best other"] - 1
         found[words] = {"over": best, **figures, "gain": gain, "p": paired_p(hydra, own[best])}
     return found
+
+
+def parts(comparison, dataset) -> dict:
+    """Which users make the difference of masked NDCG@10 between Hydra and the best other model:
+    ``{who: {"users": their number, "adds": their part of it}}``."""
+    runs, ranks = comparison.finished(dataset), comparison.ranks(dataset)
+    over = gains(comparison, dataset)["history masked"]["over"]
+    users = per_user(runs, ranks, ["ndcg@10"])
+    hydra, other = (users[model, "rank_masked", "ndcg@10"] for model in (MODELS[0], over))
+    table = next(iter(ranks.values())).set_index("user").loc[hydra.index]
+    again, short = table["repeat"], table["history_length"] <= SHORT
+    who = {
+        "whose target the history holds": again,
+        f"with at most {SHORT} items and a new target": ~again & short,
+        "with more and a new target": ~again & ~short,
+    }
+    difference = (hydra - other) / len(hydra)
+    return {
+        words: {"users": int(some.sum()), "adds": float(difference[some].sum())}
+        for words, some in who.items()
+    }
 
 
 def seconds_to_mark(comparison, dataset) -> dict:
@@ -328,9 +352,14 @@ def dataset_tables(folder) -> list[str]:
         f"(p = {found['p']:.2g})"
         for targets, found in read_json(folder / GAINS).items()
     ]
+    who = [
+        f"{part['adds']:+.4f} from the {part['users']:,} users {words}"
+        for words, part in read_json(folder / PARTS).items()
+    ]
     return [
         report.table(["model", *map(display, QUALITY)], quality),
         f"Hydra's NDCG@10: {'; '.join(words)}.",
+        f"The difference with the history masked is {', '.join(who)}.",
         f"Seconds on {' and '.join(sorted(table['machine'].unique()))}.",
         report.table(
             ["model", "settings from", "parameters beside the items", "s per epoch", "best epoch",
