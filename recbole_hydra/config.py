@@ -338,11 +338,12 @@ class Config(RecBoleConfig):
             or dataset_file.is_file()
             or self.internal_config_dict["load_col"] != sample
         )
-        listed = {key for keys in self.parameters.values() for key in keys if key != "config_file"}
+        listed = {key for keys in self.parameters.values() for key in keys}
+        listed.discard("config_file")  # RecBole lists it, and reads config_files
         own = _keys_model_reads(model_class)
         self._model_is_unread = own is None  # its source could not be found
         self._read_keys = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
-        self._read_keys |= own or set()  # RecBole lists config_file, and reads config_files
+        self._read_keys |= own or set()
         self._check_keys()
 
     def _settings_of_origin(self) -> dict:
