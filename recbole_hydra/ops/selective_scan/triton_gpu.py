@@ -265,6 +265,7 @@ def _backward(
         for s in range(chunk * CHUNK, t):
             us, ds, bs = _inputs(u, steps, B, s, u_time, d_time, b_time, c, n, ends, states_end)
             a0, h0 = _step(rate, h0, ds, us, bs)
+        # Written out step by step: an array of tiles would not be in registers.
         u0, d0, b0 = _inputs(u, steps, B, t, u_time, d_time, b_time, c, n, ends, states_end)
         u1, d1, b1 = _inputs(u, steps, B, t + 1, u_time, d_time, b_time, c, n, ends, states_end)
         u2, d2, b2 = _inputs(u, steps, B, t + 2, u_time, d_time, b_time, c, n, ends, states_end)
