@@ -38,8 +38,9 @@ def apply() -> None:
     Trainer.resume_checkpoint = resume_plain_checkpoint
     Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
+    Dataset.__init__ = _in_exact_order(Dataset.__init__)
     Dataset._download = _without_barrier(Dataset._download)
-    dataset.pd = _PandasForAtomicFiles()
+    dataset.pd = atomic_files
 
 
 # -- reading -------------------------------------------------------------------------------------
@@ -51,13 +52,22 @@ class _PandasForAtomicFiles:
 
     RecBole leaves both to pandas' defaults, under which such lines fail or are lost. Delete when
     RecBole does not.
+
+    Attributes:
+        as_text: name of a column that is read as the text it is, whatever its type; None for none.
     """
+
+    as_text = None
 
     def __getattr__(self, name):
         return getattr(pandas, name)
 
     def read_csv(self, path, delimiter, usecols, dtype, encoding, **_):
         """``pandas.read_csv`` with the arguments of RecBole's one call."""
+        dtype = {
+            column: str if column.rpartition(":")[0] == self.as_text else kind
+            for column, kind in dtype.items()
+        }
         missing = {str: [""], np.float64: ["", "nan", "NaN", "NA", "N/A", "null", "None"]}
         return pandas.read_csv(
             path,
@@ -72,6 +82,10 @@ class _PandasForAtomicFiles:
             engine="c" if len(delimiter) == 1 else "python",
             **({"float_precision": "round_trip"} if len(delimiter) == 1 else {}),
         )
+
+
+#: What RecBole's reader has for pandas.
+atomic_files = _PandasForAtomicFiles()
 
 
 # -- numpy ---------------------------------------------------------------------------------------
@@ -198,6 +212,25 @@ def save_plain_pretrained_model(self, epoch, saved_model_file):
 
     save_checkpoint(saved_model_file, model_state(self.config, self.model, epoch))
     self.saved_model_file = saved_model_file
+
+
+def _in_exact_order(init):
+    """RecBole's ``Dataset.__init__``, for a dataset whose times are exact.
+
+    RecBole keeps times as float32. Where the config says how to order (``time_order``; RecBole's
+    own Config does not), the dataset gets the methods that keep them exact, whoever makes it.
+    Delete when RecBole keeps times in full.
+    """
+
+    @functools.wraps(init)
+    def init_in_exact_order(self, config):
+        if config["time_order"] is not None:
+            from recbole_hydra.data.times import with_exact_times
+
+            self.__class__ = with_exact_times(type(self))
+        init(self, config)
+
+    return init_in_exact_order
 
 
 def _without_barrier(download):

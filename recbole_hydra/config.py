@@ -57,7 +57,7 @@ PROTOCOL = (
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
     "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
     "val_interval", "rm_dup_inter", "domains", "merge_users",
-    "rank_all_items",
+    "rank_all_items", "time_order",
 )  # fmt: skip
 
 #: Settings that name a file or folder of the user's, stored as absolute paths: runs of a comparison
@@ -459,6 +459,7 @@ class Config(RecBoleConfig):
     def _set_default_parameters(self):
         if "MAX_ITEM_LIST_LENGTH" in self.final_config_dict:
             positive_int("MAX_ITEM_LIST_LENGTH", self.final_config_dict["MAX_ITEM_LIST_LENGTH"])
+        one_of("time_order", self.final_config_dict["time_order"], ("exact", "recbole"))
         self._choose_training_mode()
         self._fit_item_initialization()
         self._choose_loss_of_text()

@@ -353,10 +353,15 @@ def _config_of(
         name = given if given is None or isinstance(given, str) else given.__name__
         if name not in (None, state[key]):
             raise CheckpointError(f"{path}: its {key} is {state[key]}, not {name}")
-    settings = state["config"]
+    # Checkpoints without the setting are from when every run had RecBole's order.
+    settings = {"time_order": "recbole", **state["config"]}
     config = Config(
         model or state["model"], state["dataset"], config_file_list, config_dict, argv, settings
     )
+    if "time_order" not in state["config"] and config["time_order"] == "recbole":
+        config.notes.append(
+            f"time_order: recbole, the order that {path} was trained with: times rounded to float32"
+        )
     config.notes += [
         f"{key} is {value!r}, not {settings.get(key)!r} as in {path}"
         for key, value in config.external_config_dict.items()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import recbole
 import recbole.data
 import torch
@@ -16,13 +15,17 @@ from recbole.utils import FeatureType, ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
-from recbole_hydra.data.atomic_files import read_columns
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
 from recbole_hydra.data.targets import TargetDataset
+from recbole_hydra.data.times import (
+    describe_difference,
+    order_difference,
+    times_of,
+)
 from recbole_hydra.data.windows import WindowLoader
-from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ def create_dataset(config):
         texts = read_item_texts(config)
     try:
         dataset = recbole.data.create_dataset(config)
+    except RecBoleHydraError:
+        raise
     except ValueError as error:
         if "feat is empty" in str(error):
             raise DatasetError(
@@ -90,6 +95,9 @@ def prepare_data(config) -> PreparedData:
     """
     dataset = create_dataset(config)
     logging.getLogger().info(dataset)
+    difference = describe_difference(config["time_order"], order_difference(dataset))
+    if difference is not None:
+        logger.info(difference)
     vocabulary, histories = checkpoint.vocabulary(dataset), user_histories(dataset)
     return PreparedData(dataset, vocabulary, histories, _build(config, dataset))
 
@@ -210,7 +218,7 @@ def _window_loaders(config, dataset, splits):
 def user_histories(dataset) -> dict:
     """Every user's items in time order, of a dataset that has not been split yet.
 
-    The order is that of RecBole's ``SequentialDataset``: times as float32, ties in file order.
+    The order is that of the config's ``time_order``; ties are in the order of the file.
 
     Returns:
         ``{"items": int32 (interactions,), "start": int64 (users + 1,)}``; the history of internal
@@ -220,8 +228,7 @@ def user_histories(dataset) -> dict:
     if dataset.time_field not in frame:
         return {}
     users = frame[dataset.uid_field].to_numpy()
-    times = frame[dataset.time_field].to_numpy().astype(np.float32)
-    order = np.lexsort((times, users))  # stable: by user, then time, then position in the file
+    order = np.lexsort((times_of(dataset), users))  # stable: by user, time, position in the file
     items = frame[dataset.iid_field].to_numpy()[order].astype(np.int32)
     start = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
     return {"items": torch.from_numpy(items), "start": torch.from_numpy(start.astype(np.int64))}
@@ -337,33 +344,31 @@ def _check_columns(config, path):
     wanted = "*" if load_col is None else load_col.get("inter", [])
     if wanted == "*":
         wanted = columns
-    fields = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
+    fields = {"USER_ID_FIELD": ("token",), "ITEM_ID_FIELD": ("token",)}
     if config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]:
-        fields["TIME_FIELD"] = "float"
+        fields["TIME_FIELD"] = "float", "token"
     for column in wanted:
         if column not in columns:
             raise DatasetError(
                 f"dataset {config['dataset']}: load_col asks for column {column!r}, {path} has "
                 f"{', '.join(columns)}{did_you_mean(column, columns)}"
             )
-    for field, kind in fields.items():
+    for field, kinds in fields.items():
         if config[field] not in columns:
             raise DatasetError(
                 f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
                 f"it has {', '.join(columns)}; set {field} to the one that is meant"
             )
-        if types[config[field]] != kind:
+        if types[config[field]] not in kinds:
             raise DatasetError(
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) of {path} is "
-                f"{types[config[field]]}; in its first line, write {config[field]}:{kind}"
+                f"{types[config[field]]}; in its first line, write {config[field]}:{kinds[0]}"
             )
         if config[field] not in wanted:
             raise DatasetError(
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) is not loaded; "
                 f"add it to load_col: {{inter: [{', '.join(wanted)}, {config[field]}]}}"
             )
-    if "TIME_FIELD" in fields:
-        _check_times(config, path)
 
 
 def _read_header(config, path) -> dict:
@@ -389,22 +394,6 @@ def _read_header(config, path) -> dict:
                 f"line has to name one of {', '.join(kinds)}, as in {column}:token"
             )
     return types
-
-
-def _check_times(config, path):
-    """Raise DatasetError for interactions without a time, which RecBole would give the mean of all
-    others, and for times that are no numbers."""
-    column = f"{config['TIME_FIELD']}:float"
-    times = read_columns(config, path, [column])[column]
-    wrong = pd.to_numeric(times, errors="coerce").isna()
-    if wrong.any():
-        first = int(wrong.to_numpy().argmax())
-        raise DatasetError(
-            f"dataset {config['dataset']}: {int(wrong.sum()):,} of {len(times):,} interactions in "
-            f"{path} have no number as their time ({config['TIME_FIELD']}), the first is "
-            f"{times.iloc[first]!r} in line {first + 2}; times are seconds, or anything that grows "
-            "with them"
-        )
 
 
 def _filters(config) -> str:

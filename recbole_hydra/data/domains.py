@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from recbole.utils import FeatureSource, FeatureType
 
+from recbole_hydra.data.times import join_times
 from recbole_hydra.errors import ConfigError, DatasetError
 
 
@@ -83,7 +84,7 @@ def join_domains(config, parts):
     uid, iid, time = joint.uid_field, joint.iid_field, joint.time_field
 
     users, items, start, frames = ["[PAD]"], ["[PAD]"], [1], []
-    internal = {}  # internal user ids by raw id
+    internal, times = {}, {}  # internal user ids by raw id; times by name
     for name, part in zip(names, parts, strict=True):
         raw_users = [str(token) for token in part.field2id_token[part.uid_field][1:]]
         keys = raw_users if merge else [f"{name}:{token}" for token in raw_users]
@@ -97,7 +98,9 @@ def join_domains(config, parts):
             iid: frame[part.iid_field].to_numpy() + (start[-1] - 1),
         }
         if part.time_field in frame:
-            columns[time] = frame[part.time_field].to_numpy()
+            times[name] = frame[part.time_field].to_numpy(), part.time_kind
+        else:
+            times[name] = np.full(len(frame), np.nan), None
         frames.append(pd.DataFrame(columns))
         items += [f"{name}:{token}" for token in part.field2id_token[part.iid_field][1:]]
         start.append(len(items))
@@ -106,6 +109,11 @@ def join_domains(config, parts):
             f"merge_users: no user id of {', '.join(names)} occurs in two of them; remove it"
         )
     joint.inter_feat = pd.concat(frames, ignore_index=True)
+    if any(part.time_field in part.inter_feat for part in parts):
+        joint.inter_feat[time] = join_times(times)
+        joint.time_kind = next(part.time_kind for part in parts if part.time_kind is not None)
+        if any(part.time_range is not None for part in parts):
+            joint.time_range = joint.inter_feat[time].min(), joint.inter_feat[time].max()
     joint.user_feat = joint.item_feat = None
     joint.feat_name_list = ["inter_feat"]
     for field, tokens, source in (

@@ -11,18 +11,20 @@ import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 
+from recbole_hydra.data.times import ExactTimes
+
 #: Name of the column that holds a row's target position; no atomic file can have it.
 POSITION = "recbole_hydra target position"
 
 
-class TargetDataset(SequentialDataset):
+class TargetDataset(ExactTimes, SequentialDataset):
     """A ``SequentialDataset`` of O(interactions) memory with the same rows in the same order.
 
     Made from a dataset that RecBole has loaded and not yet built, by :meth:`adopt`.
 
     Attributes:
-        timeline: every column of all interactions, sorted by user and time (stable, times as
-            float32, as RecBole sorts), as one ``Interaction``.
+        timeline: every column of all interactions, sorted by user and time, equal
+            times in the order of the file, as one ``Interaction``.
         history_start: for every position of ``timeline``, the position of its user's first
             interaction, (interactions,) int64.
         whole_histories: rows hold all that precedes the target, not the last

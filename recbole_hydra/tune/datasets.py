@@ -9,9 +9,9 @@ from recbole_hydra.data import prepare_data
 
 #: The settings that decide what a dataset and its split are. RecBole's own list is of the dataset.
 DECISIVE = (
-    *dataset_arguments, "data_path", "seed", "repeatable", "eval_args", "training_mode",
-    "carry_state", "domains", "domain_settings", "merge_users", "item_encoder", "item_text_fields",
-    "item_prompt", "missing_item_text",
+    *dataset_arguments, "data_path", "seed", "repeatable", "eval_args", "time_order",
+    "training_mode", "carry_state", "domains", "domain_settings", "merge_users", "item_encoder",
+    "item_text_fields", "item_prompt", "missing_item_text",
 )  # fmt: skip
 
 
