@@ -1,10 +1,15 @@
 """State-space sequential recommenders for RecBole: Hydra and Mamba4Rec.
 
 Importing the package makes RecBole 1.2.1 run on the libraries that are installed; see
-:mod:`recbole_hydra.compat` for what that replaces.
+:mod:`recbole_hydra.compat` for what that replaces, and :mod:`recbole_hydra.threads` for how threads
+wait.
 """
 
-from recbole_hydra import compat
+from recbole_hydra import threads
+
+threads.prepare()  # before torch is imported
+
+from recbole_hydra import compat  # noqa: E402
 
 compat.apply()
 

@@ -17,7 +17,7 @@ from recbole.utils import (
     set_color,
 )
 
-from recbole_hydra import checkpoint
+from recbole_hydra import checkpoint, threads
 from recbole_hydra.adapt import freeze_other_parts, load_parts
 from recbole_hydra.checks import boolean
 from recbole_hydra.config import Config
@@ -427,5 +427,5 @@ def _start_log(config):
         _start_log.handlers = own
     root_logger.info(sys.argv)
     root_logger.info(config)
-    for note in config.notes:
+    for note in [*config.notes, *filter(None, [threads.advice()])]:
         logger.info(note)

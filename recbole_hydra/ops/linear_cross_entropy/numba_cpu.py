@@ -1,8 +1,8 @@
 """The softmax over a catalogue and its two products on the CPU, compiled by numba.
 
-The threads share out the items, and for a block of rows each goes through its own twice: scores,
-exponentials and p W in chunks that stay in the first-level cache; then, when the rows' sums are
-known, p^T h. All three products are one tile, six rows by sixteen columns, held in registers.
+The threads share out the items, and for some blocks of rows each goes through its own twice:
+scores, exponentials and p W in chunks that stay in the first-level cache; then, when the rows' sums
+are known, p^T h. All three products are one tile, six rows by sixteen columns, held in registers.
 """
 
 import numpy as np
@@ -13,9 +13,11 @@ from recbole_hydra.ops.linear_cross_entropy import blocked
 from recbole_hydra.ops.numba_support import compiled, use_torch_threads
 from recbole_hydra.ops.simd import LANES, LOG2E, exp2, fma, load, load_in_all, store
 
-#: Rows of a block, of which all exponentials are kept at once, and of a very large catalogue's.
+#: Rows of a block, and of a very large catalogue's.
 ROWS, FEW_ROWS = 96, 48
 VERY_LARGE = 2**19
+#: Exponentials that are kept between the two sweeps of the threads, 4 MB, or those of one block.
+KEPT = 2**20
 #: Items of a chunk: their vectors and the exponentials of a block are 30 KB at width 64.
 CHUNK = 48
 #: Exponents of e in an exponential. From a row whose bound is larger, the excess is taken off:
@@ -106,12 +108,17 @@ def _runs_by_item(start, stop, items, begin, count, place, first, last):
             first_row = i + 1
 
 
-def _sweep(h, W, shift, items, begin, count, less, rows, tasks, sums, p_W, p_h, e):
-    """Blocks of ``rows`` rows; ``shift`` and ``less`` in powers of 2; ``e`` is room for (n_items,
-    rows)."""
+def _sweep(h, W, shift, items, begin, count, less, rows, blocks, tasks, sums, p_W, p_h, e):
+    """Groups of ``blocks`` blocks of ``rows`` rows; ``shift`` and ``less`` in powers of 2; ``e`` is
+    room for (blocks, n_items, rows).
+
+    Threads meet twice a group, however many blocks it has: where other processes are busy, each
+    meeting waits for a thread that is not running.
+    """
     n, width = h.shape
-    n_items, has_lists = len(e) // rows, len(less) > 0
-    place = np.empty(n_items + 2 if has_lists else 0, np.int64)
+    n_items, has_lists = len(p_h) // width, len(less) > 0
+    places = n_items + 2 if has_lists else 0
+    place = np.empty((blocks, places), np.int64)
     most = 0  # elements of a block's lists, once for each run
     for start in range(0, n if has_lists else 0, rows):
         here, elements = min(rows, n - start), 0
@@ -119,54 +126,65 @@ def _sweep(h, W, shift, items, begin, count, less, rows, tasks, sums, p_W, p_h, 
             if _ends_run(i, start + here - 1, begin, count):
                 elements += count[i]
         most = max(most, elements)
-    first_row, last_row = np.empty(most, np.int64), np.empty(most, np.int64)
-    columns = np.zeros(width * rows, np.float32)  # h^T in powers of 2
-    block_shift = np.zeros(rows, np.float32)
-    scaled = np.empty(rows * width, np.float32)  # h over the sums; rows past the last are zero
-    task_sums = np.empty((tasks, rows), np.float32)
-    task_products = np.empty((tasks, width * rows), np.float32)
-    for start in range(0, n, rows):
-        here = min(rows, n - start)
-        for i in range(rows):
-            block_shift[i] = shift[start + i] if i < here else np.float32(0.0)
-            for k in range(width):
-                columns[k * rows + i] = h[start + i, k] * LOG2E if i < here else np.float32(0.0)
-        if has_lists:
-            _runs_by_item(start, start + here, items, begin, count, place, first_row, last_row)
-        for task in prange(tasks):
-            first, last = n_items * task // tasks, n_items * (task + 1) // tasks
-            part_sums, products = task_sums[task], task_products[task]
-            part_sums[:] = 0
-            products[:] = 0
-            for j in range(first, last, CHUNK):
-                some = min(CHUNK, last - j)
-                e[j * rows : (j + some) * rows] = 0
-                _add_product(W, j * width, width, 1, columns, 0, rows, width,
-                             e, j * rows, rows, some, rows)  # fmt: skip
-                if has_lists:
-                    for item in range(j, j + some):
-                        for k in range(place[item], place[item + 1]):
-                            for row in range(first_row[k], last_row[k] + 1):
-                                e[item * rows + row - start] -= less[row]
-                _exponentials(e, j * rows, block_shift, part_sums, some, rows)
-                _add_product(W, j * width, 1, width, e, j * rows, rows, some,
-                             products, 0, rows, width, rows)  # fmt: skip
-        for task in range(1, tasks):
+    first_row, last_row = np.empty((blocks, most), np.int64), np.empty((blocks, most), np.int64)
+    columns = np.zeros((blocks, width * rows), np.float32)  # h^T in powers of 2
+    block_shift = np.zeros((blocks, rows), np.float32)
+    scaled = np.empty((blocks, rows * width), np.float32)  # h over the sums; rows past the last: 0
+    task_sums = np.empty((tasks, blocks, rows), np.float32)
+    task_products = np.empty((tasks, blocks, width * rows), np.float32)
+    for group in range(0, n, blocks * rows):
+        number = min(blocks, (n - group + rows - 1) // rows)
+        for block in range(number):
+            start = group + block * rows
+            here = min(rows, n - start)
             for i in range(rows):
-                task_sums[0, i] += task_sums[task, i]
-            for i in range(width * rows):
-                task_products[0, i] += task_products[task, i]
-        for i in range(here):
-            sums[start + i] = task_sums[0, i]
-            for k in range(width):
-                scaled[i * width + k] = h[start + i, k] / task_sums[0, i]
-                p_W[start + i, k] = task_products[0, k * rows + i] / task_sums[0, i]
-        for i in range(here * width, rows * width):
-            scaled[i] = 0
+                block_shift[block, i] = shift[start + i] if i < here else np.float32(0.0)
+                for k in range(width):
+                    value = h[start + i, k] * LOG2E if i < here else np.float32(0.0)
+                    columns[block, k * rows + i] = value
+            if has_lists:
+                _runs_by_item(start, start + here, items, begin, count,
+                              place[block], first_row[block], last_row[block])  # fmt: skip
         for task in prange(tasks):
             first, last = n_items * task // tasks, n_items * (task + 1) // tasks
-            _add_product(e, first * rows, rows, 1, scaled, 0, width, rows,
-                         p_h, first * width, width, last - first, width)  # fmt: skip
+            for block in range(number):
+                start, at = group + block * rows, block * n_items * rows
+                part_sums, products = task_sums[task, block], task_products[task, block]
+                part_sums[:] = 0
+                products[:] = 0
+                for j in range(first, last, CHUNK):
+                    some = min(CHUNK, last - j)
+                    e[at + j * rows : at + (j + some) * rows] = 0
+                    _add_product(W, j * width, width, 1, columns[block], 0, rows, width,
+                                 e, at + j * rows, rows, some, rows)  # fmt: skip
+                    if has_lists:
+                        for item in range(j, j + some):
+                            for k in range(place[block, item], place[block, item + 1]):
+                                for row in range(first_row[block, k], last_row[block, k] + 1):
+                                    e[at + item * rows + row - start] -= less[row]
+                    _exponentials(e, at + j * rows, block_shift[block], part_sums, some, rows)
+                    _add_product(W, j * width, 1, width, e, at + j * rows, rows, some,
+                                 products, 0, rows, width, rows)  # fmt: skip
+        for block in range(number):
+            start = group + block * rows
+            here = min(rows, n - start)
+            block_sums, products = task_sums[0, block], task_products[0, block]
+            for task in range(1, tasks):
+                for i in range(rows):
+                    block_sums[i] += task_sums[task, block, i]
+                for i in range(width * rows):
+                    products[i] += task_products[task, block, i]
+            for i in range(here):
+                sums[start + i] = block_sums[i]
+                for k in range(width):
+                    scaled[block, i * width + k] = h[start + i, k] / block_sums[i]
+                    p_W[start + i, k] = products[k * rows + i] / block_sums[i]
+            scaled[block, here * width :] = 0
+        for task in prange(tasks):
+            first, last = n_items * task // tasks, n_items * (task + 1) // tasks
+            for block in range(number):
+                _add_product(e, (block * n_items + first) * rows, rows, 1, scaled[block], 0, width,
+                             rows, p_h, first * width, width, last - first, width)  # fmt: skip
 
 
 _sweep = compiled(_sweep)
@@ -181,10 +199,11 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     (n, width), n_items = h.shape, len(W)
     blocks = -(-n // (ROWS if n_items <= VERY_LARGE else FEW_ROWS))
     rows = -(-n // (blocks * LANES)) * LANES
+    blocks = max(1, min(-(-n // rows), KEPT // (n_items * rows)))  # of a group
     bound = h.norm(dim=1) * W.norm(dim=1).max()  # of |h W^T|, by Cauchy and Schwarz
     shift = (bound - LARGEST).clamp_(min=0)
     sums, p_W, p_h = h.new_empty(n), h.new_empty(n, width), W.new_zeros(n_items, width)
-    e = h.new_empty(n_items * rows)
+    e = h.new_empty(blocks * n_items * rows)
     inputs = h.contiguous(), W.contiguous().view(-1), shift * float(LOG2E)
     lists, less = _NO_LISTS, h.new_empty(0)
     if as_one is not None:
@@ -192,7 +211,7 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     outputs = sums, p_W, p_h.view(-1), e
     threads = use_torch_threads()
     _sweep(
-        *(x.numpy() for x in (*inputs, *lists, less)), rows, threads,
+        *(x.numpy() for x in (*inputs, *lists, less)), rows, blocks, threads,
         *(x.numpy() for x in outputs),
     )  # fmt: skip
     if not bool(((sums >= SMALLEST_SUM) & sums.isfinite()).all()):
