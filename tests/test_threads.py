@@ -3,55 +3,79 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from recbole_hydra import threads
 
-SHOW = "; import os; print([os.environ.get(n) for n in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')])"
-OURS = str([threads.WAITING["GOMP_SPINCOUNT"], None])
+OURS = threads.WAITING
 
 
-def python(code, **environment):
-    """What ``code`` prints in a process of its own."""
+@pytest.fixture
+def environment(monkeypatch):
+    """The environment of a process in which the user has said nothing."""
+    for name in (*threads.USERS_WORD, *threads.USERS_NUMBER):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads.prepare, "too_late", False)
+    monkeypatch.delitem(sys.modules, "torch")
+    return monkeypatch
+
+
+def said(names):
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        {},
+        {"GOMP_SPINCOUNT": "7"},
+        {"OMP_WAIT_POLICY": "ACTIVE"},
+        {"OMP_WAIT_POLICY": "passive"},
+        {"KMP_BLOCKTIME": "5"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("torch_came_first", [False, True])
+def test_waiting_is_the_user_s_or_ours(environment, users, torch_came_first):
+    for name, value in users.items():
+        environment.setenv(name, value)
+    if torch_came_first:
+        environment.setitem(sys.modules, "torch", torch)
+    threads.prepare()
+    assert said(threads.USERS_WORD) == (users or OURS)  # for the processes that it starts, too
+    line = threads.advice()
+    if users or not torch_came_first:
+        assert line is None
+    else:
+        assert f"GOMP_SPINCOUNT={OURS['GOMP_SPINCOUNT']}" in line
+        assert "import recbole_hydra first" in line
+
+
+def python(code):
+    """What ``code`` prints in a process of its own, in an environment that says nothing."""
     names = {*threads.USERS_WORD, *threads.USERS_NUMBER, "NUMBA_NUM_THREADS"}
-    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env={**inherited, **environment}, capture_output=True, text=True,
+        env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "code, environment, expected",
-    [
-        ("import recbole_hydra", {}, OURS),
-        ("import recbole_hydra.cli", {}, OURS),
-        ("import torch, recbole_hydra", {}, OURS),  # for the processes that it starts
-        ("import recbole_hydra", {"GOMP_SPINCOUNT": "7"}, "['7', None]"),
-        ("import recbole_hydra", {"OMP_WAIT_POLICY": "ACTIVE"}, "[None, 'ACTIVE']"),
-        ("import recbole_hydra", {"KMP_BLOCKTIME": "5"}, "[None, None]"),
-    ],
-)
-def test_waiting_is_the_user_s_or_ours(code, environment, expected):
-    assert python(code + SHOW, **environment) == expected
+#: A process that may use one core of many, whatever the machine is.
+ONE_CORE = "import os; os.cpu_count = lambda: 64; os.sched_getaffinity = lambda _: {0}; "
 
 
-@pytest.mark.parametrize(
-    "first, environment, said",
-    [
-        ("recbole_hydra", {}, False),
-        ("torch", {}, True),
-        ("torch", {"GOMP_SPINCOUNT": "1000"}, False),
-        ("torch", {"OMP_WAIT_POLICY": "active"}, False),
-        ("numpy", {}, False),
-    ],
-)
-def test_the_log_says_what_to_set_where_torch_came_first(first, environment, said):
-    code = f"import {first}, recbole_hydra; print(recbole_hydra.threads.advice())"
-    line = python(code, **environment)
-    assert ("GOMP_SPINCOUNT=" in line and "import recbole_hydra first" in line) == said
-    assert said or line == "None"
+@pytest.mark.parametrize("first", ["recbole_hydra", "torch, recbole_hydra"])
+def test_importing_the_package_is_enough(first):
+    """Before torch is there, whose threads are as many as numba's."""
+    code = f"{ONE_CORE}import {first}, torch; from recbole_hydra import threads; "
+    code += "from recbole_hydra.ops.numba_support import use_torch_threads as use; "
+    code += "print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads(), use(), "
+    code += "threads.prepare.too_late)"
+    late = first != "recbole_hydra"
+    assert python(code) == f"{OURS['GOMP_SPINCOUNT']} 1 1 {late}"
 
 
 def test_a_run_logs_the_advice_once(run_small, monkeypatch, caplog):
@@ -144,28 +168,14 @@ def test_cores_are_those_that_may_be_used(tmp_path, monkeypatch, quota, cores):
     assert threads.usable_cores(root) == 1
 
 
-#: A process that may use one core of many, whatever the machine is.
-ONE_CORE = "import os; os.cpu_count = lambda: 64; os.sched_getaffinity = lambda _: {0}; "
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no affinity")
-@pytest.mark.parametrize("first", ["recbole_hydra", "torch, recbole_hydra"])
-def test_torch_and_numba_use_no_more(first):
-    code = ONE_CORE + f"import {first}; import torch; print(torch.get_num_threads(), end=' '); "
-    code += "from recbole_hydra.ops.numba_support import use_torch_threads as use; print(use())"
-    assert python(code) == "1 1"
-
-
-@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
-def test_a_number_of_the_user_s_stands(name):
-    code = ONE_CORE + "import recbole_hydra; print(os.environ.get('OMP_NUM_THREADS'), "
-    code += f"os.environ['{name}'])"
-    expected = "3 3" if name == "OMP_NUM_THREADS" else "None 3"
-    assert python(code, **{name: "3"}) == expected
-
-
-def test_runs_of_a_comparison_inherit_it(monkeypatch):
-    """They are processes of their own, with this one's environment."""
-    code = "import recbole_hydra, subprocess, sys; print(subprocess.run([sys.executable, '-c', "
-    code += "\"import os; print(os.environ['GOMP_SPINCOUNT'])\"], text=True, capture_output=True)"
-    assert python(code + ".stdout)") == threads.WAITING["GOMP_SPINCOUNT"]
+@pytest.mark.parametrize("name", threads.USERS_NUMBER)
+def test_a_number_of_the_user_s_stands(environment, name):
+    environment.setattr(os, "cpu_count", lambda: 64)
+    environment.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    environment.setenv(name, "3")
+    threads.prepare()
+    assert said(threads.USERS_NUMBER) == {name: "3"}
+    environment.delenv(name)
+    threads.prepare()
+    assert said(threads.USERS_NUMBER) == {"OMP_NUM_THREADS": "1"}
+    environment.delenv("OMP_NUM_THREADS")
