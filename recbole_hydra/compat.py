@@ -20,6 +20,8 @@ import pandas
 import scipy.sparse
 import torch
 
+from recbole_hydra import metrics
+
 
 def apply() -> None:
     """Make RecBole 1.2.1 run on the libraries that are installed. Calling it twice is harmless."""
@@ -38,6 +40,7 @@ def apply() -> None:
     Trainer.resume_checkpoint = resume_plain_checkpoint
     Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
+    metrics.mend()
     Dataset._download = _without_barrier(Dataset._download)
     dataset.pd = _PandasForAtomicFiles()
 

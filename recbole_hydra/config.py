@@ -17,6 +17,7 @@ from recbole.utils import EvaluatorType, InputType
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_int, positive_number
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
+from recbole_hydra.metrics import metric_names
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
 
@@ -696,8 +697,7 @@ class Config(RecBoleConfig):
         topk = [topk] if isinstance(topk, int) else topk
         if not isinstance(topk, list) or not all(isinstance(k, int) and k > 0 for k in topk):
             raise ConfigError(f"topk must be positive integers, got {topk!r}")
-        ranking = any(metric_types[m.lower()] == EvaluatorType.RANKING for m in metrics)
-        computed = [f"{m}@{k}" for m in metrics for k in topk] if ranking else metrics
+        computed = metric_names(metrics, topk)
         if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
             raise ConfigError(
                 f"valid_metric: {final['valid_metric']} is not computed; metrics and topk give "

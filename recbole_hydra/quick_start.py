@@ -160,6 +160,7 @@ def train(
     if hasattr(trainer, "describe_data"):
         trainer.describe_data(data.vocabulary, data.histories)
     trainer.on_epoch = on_epoch
+    trainer.eval_collector.data_collect(loaders[0])  # for what is evaluated before any training
     if state is not None:
         trainer.resume(resume, state)
     zero_shot = None

@@ -19,6 +19,7 @@ from recbole_hydra.data.domains import DomainLoaders
 from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
+from recbole_hydra.metrics import candidates_between
 from recbole_hydra.window_loss import WindowLoss
 
 BEST, LAST = ".best.pth", ".last.pth"
@@ -233,8 +234,10 @@ class ResumableTrainer:
             self.domains = None
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
         self.domains, results = eval_data.domains, {}
+        ranges = dict(zip(self.domains.names, self.domains.ranges(), strict=True))
         for name, loader in eval_data.by_name.items():
-            results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
+            with candidates_between(self.eval_collector, *ranges[name]):
+                results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
             load_best_model = False
         places = self.config["metric_decimal_place"]
         first = next(iter(results.values()))

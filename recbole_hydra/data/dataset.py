@@ -23,6 +23,7 @@ from recbole_hydra.data.item_text import has_item_text, item_sentences, read_ite
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra.metrics import remember_training_counts
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,21 @@ def split_dataset(config, dataset):
 
 
 def _build(config, dataset) -> list | None:
-    """Split ``dataset``, in place, as RecBole's ``build``."""
+    """Split ``dataset``, in place, as RecBole's ``build``; the train split knows how often each item
+    occurs in training."""
+    frame, columns = dataset.inter_feat, [dataset.iid_field]
+    evaluation = config["eval_args"]
+    cut_in_time = "TS" in (evaluation["split"] or {}) or evaluation["group_by"] != "user"
+    if cut_in_time and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and dataset.time_field in frame:
+        columns += [dataset.uid_field, dataset.time_field]
+    interactions = [frame[column].to_numpy() for column in columns]
+    splits = _split(config, dataset)
+    if splits is not None and not config["benchmark_filename"]:
+        remember_training_counts(splits, *interactions)
+    return splits
+
+
+def _split(config, dataset) -> list | None:
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
