@@ -134,8 +134,8 @@ def split_dataset(config, dataset):
 
 
 def _build(config, dataset) -> list | None:
-    """Split ``dataset``, in place, as RecBole's ``build``; the train split knows how often each item
-    occurs in training."""
+    """Split ``dataset``, in place, as RecBole's ``build``; the train split learns how often each
+    item occurs in training."""
     frame, columns = dataset.inter_feat, [dataset.iid_field]
     evaluation = config["eval_args"]
     cut_in_time = "TS" in (evaluation["split"] or {}) or evaluation["group_by"] != "user"
