@@ -180,12 +180,18 @@ class ResumableTrainer:
         self._saving, self._train_data = saved, train_data
         if saved:
             checkpoint.other_parameters(self.model)  # refuse now what cannot be saved later
+        pretrains = getattr(self.model, "train_stage", "finetune") != "finetune"
+        epochs = self.pretrain_epochs if pretrains else self.epochs
         finished = self._resumed_state is not None and (
-            self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
+            self.start_epoch >= epochs or self.cur_step > self.stopping_step
         )
+        best = self.saved_model_file
         if not finished:
             super().fit(train_data, valid_data, verbose=verbose, saved=saved, **kwargs)
             self._end_epoch()
+        if pretrains and saved:  # RecBole writes every save_step epochs, under another name
+            self.saved_model_file = best
+            self._save_checkpoint(self.start_epoch - 1 if finished else self._epoch)
         return self.best_valid_score, self.best_valid_result
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
@@ -392,4 +398,5 @@ def _numbers(model) -> dict:
 def _generators(loader) -> list[torch.Generator]:
     """The random generators that decide a loader's order, those of the loaders inside included."""
     parts = [loader] + [v for v in vars(loader).values() if isinstance(v, AbstractDataLoader)]
-    return [part.generator for part in parts if isinstance(part.generator, torch.Generator)]
+    found = [getattr(part, "generator", None) for part in parts]  # a loader of loaders has none
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

@@ -69,7 +69,7 @@ def run(task: dict, emit) -> dict:
         best = entry["valid_score"] if best is None else better(best, entry["valid_score"])
         emit(epoch=entry["epoch"], score=entry["valid_score"], best=best)
 
-    # Models without epochs, such as Pop, keep what cannot be checkpointed, and need no best epoch.
+    # Models without epochs, such as Pop, need no best epoch.
     saved = getattr(get_model(task["model"]), "type", None) != ModelType.TRADITIONAL
     done = train_or_continue(
         "checkpoints",

@@ -19,6 +19,7 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data.atomic_files import read_columns
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
+from recbole_hydra.data.features import check_features
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.windows import WindowLoader
@@ -35,11 +36,13 @@ def create_dataset(config):
     model reads item text, the dataset has it: ``item_text``, a string per internal item id.
 
     Raises:
-        DatasetError: no such dataset, a column that the config needs is not in its file, no
-            interactions are left after filtering, or items have no text.
+        DatasetError: no such dataset, a column that the config needs is not in its file or of
+            another type, no interactions are left after filtering, or items have no text.
     """
     if config["domains"]:
-        return join_domains(config, [create_dataset(own) for own in domain_configs(config)])
+        joint = join_domains(config, [create_dataset(own) for own in domain_configs(config)])
+        check_features(config, joint)
+        return joint
     _check_files(config)
     _check_saved(config)
     texts = None
@@ -59,6 +62,7 @@ def create_dataset(config):
         ) from error
     if len(dataset.inter_feat) == 0:
         raise DatasetError(f"dataset {config['dataset']}: its .inter file has no interactions")
+    check_features(config, dataset)
     if has_item_text(config):
         texts = read_item_texts(config) if texts is None else texts
         dataset.item_text = item_sentences(config, dataset, texts)
