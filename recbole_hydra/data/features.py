@@ -71,9 +71,7 @@ def check_features(config, dataset) -> None:
                 f"with numerical_features: [{name}]; {takes}"
             )
         if kind not in (*kinds, *numerical):
-            raise DatasetError(
-                f"{key}: {name!r} of dataset {config['dataset']} is {kind}; {takes}"
-            )
+            raise DatasetError(f"{key}: {name!r} of dataset {config['dataset']} is {kind}; {takes}")
 
 
 def _missing(config, name) -> str:
@@ -89,4 +87,6 @@ def _missing(config, name) -> str:
     columns = [column.partition(":")[0] for column in header]
     if name in columns:
         return f"{name!r} is in {path} and not loaded; let load_col have it, and unload_col not"
-    return f"{path} has no column {name!r}{did_you_mean(name, columns)}; it has {', '.join(columns)}"
+    return (
+        f"{path} has no column {name!r}{did_you_mean(name, columns)}; it has {', '.join(columns)}"
+    )
