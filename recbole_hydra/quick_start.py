@@ -143,12 +143,8 @@ def train(
         if state is None:
             load_parts(recommender, config, data.vocabulary)
     elif state is None and config["item_initialization"] == "cooccurrence":
-        known = initialize_items(
-            recommender.item_embedding, loaders[0]._dataset, config["cooccurrence_std"]
-        )
-        logger.info(
-            "item_initialization: %d of %d items have pairs", known, recommender.n_items - 1
-        )
+        train_split, std = loaders[0]._dataset, config["cooccurrence_std"]
+        initialize_items(recommender.item_embedding, train_split, std, config["show_progress"])
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _has_llm(recommender):  # counting would send the whole catalogue through it
