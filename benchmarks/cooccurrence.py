@@ -1,4 +1,4 @@
-"""Seconds and memory of ``item_initialization: cooccurrence``, on one thread.
+"""Processor time and memory of ``item_initialization: cooccurrence``, on one thread.
 
     python benchmarks/cooccurrence.py [--data_path=FOLDER --datasets=ml-100k,amazon-beauty]
         [--items=174765,1000000] [--interactions=1000000] [--rounds=3]
@@ -44,14 +44,14 @@ class RandomTargets(TargetDataset):
 
 
 def measure(split, rounds):
-    """The seconds of every round."""
+    """The seconds of every round: of the processor, which a busy machine changes little."""
     seconds = []
     for _ in range(rounds):
         torch.manual_seed(0)
         embedding = torch.nn.Embedding(split.item_num, 64)
-        start = time.perf_counter()
+        start = time.process_time()
         initialize_items(embedding, split)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return seconds
 
 
@@ -82,11 +82,11 @@ def main():
     report.write(
         "cooccurrence",
         "Item embeddings from co-occurrence",
-        f"Seconds of `initialize_items`, 64 wide, median [range] of {options.rounds} rounds in one "
-        "process, one thread (OMP_NUM_THREADS=1); peak memory is that of the process so far, with "
-        f"the libraries. `python benchmarks/cooccurrence.py --data_path=FOLDER "
+        f"Processor time of `initialize_items`, 64 wide, median [range] of {options.rounds} rounds "
+        "in one process, one thread (OMP_NUM_THREADS=1); peak memory is that of the process so "
+        "far, with the libraries. `python benchmarks/cooccurrence.py --data_path=FOLDER "
         f"--datasets={options.datasets} --items={options.items} "
-        f"--interactions={options.interactions}`",
+        f"--interactions={options.interactions} --rounds={options.rounds}`",
         report.table(["data", "items", "training targets", "seconds", "peak memory, MB"], rows),
     )
 

@@ -269,15 +269,7 @@ def _encoded(value):
     """``value`` with arrays and matrices of numpy and SciPy, at any depth, as dicts of tensors."""
     import scipy.sparse
 
-    if isinstance(value, dict):
-        return {key: _encoded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encoded(item) for item in value]
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        # RecBole's EASE has a numpy matrix, whose product is another than an array's.
-        kind = "matrix" if isinstance(value, np.matrix) else "array"
-        return {_KIND: kind, "values": torch.from_numpy(np.array(value))}
-    if scipy.sparse.issparse(value):
+    if scipy.sparse.issparse(value):  # before the dicts: one of SciPy's formats is one
         rows = value.tocsc() if value.format == "csc" else value.tocsr()  # keeps every order
         return {
             _KIND: type(value).__name__,
@@ -286,6 +278,14 @@ def _encoded(value):
             "indices": torch.from_numpy(rows.indices.astype(np.int64)),
             "starts": torch.from_numpy(rows.indptr.astype(np.int64)),
         }
+    if isinstance(value, dict):
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        # RecBole's EASE has a numpy matrix, whose product is another than an array's.
+        kind = "matrix" if isinstance(value, np.matrix) else "array"
+        return {_KIND: kind, "values": torch.from_numpy(np.array(value))}
     return value
 
 

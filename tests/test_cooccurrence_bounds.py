@@ -59,10 +59,8 @@ def test_the_randomized_decomposition_is_exact_up_to_the_rank(rows, rank, more, 
     expected = np.linalg.svd(matrix.toarray())
     np.testing.assert_allclose(values[::-1], expected[1][:rank], rtol=1e-6)
     assert len(values) == rank and left.shape == (rows, rank)
-    np.testing.assert_allclose(
-        (left * values) @ left.T, (expected[0][:, :rank] * expected[1][:rank]) @ expected[0][:, :rank].T,
-        atol=1e-6 * expected[1][0],
-    )  # fmt: skip
+    u, s = expected[0][:, :rank], expected[1][:rank]
+    np.testing.assert_allclose((left * values) @ left.T, (u * s) @ u.T, atol=1e-6 * s[0])
 
 
 def test_what_is_large_gets_what_arpack_would_give(monkeypatch, caplog):
