@@ -54,7 +54,8 @@ def apply() -> None:
 def replace_in(module: str, **functions) -> None:
     """Let a module of RecBole have these functions: now if it is imported, else once it is.
 
-    Some import much: ``recbole.quick_start`` all of Ray.
+    Some import much: ``recbole.quick_start`` all of Ray. Delete when RecBole reads plain
+    checkpoints, and its case study every loader.
     """
     if module in sys.modules:
         vars(sys.modules[module]).update(functions)
