@@ -234,15 +234,81 @@ def vocabulary(dataset) -> dict:
 def other_parameters(model) -> dict:
     """What a RecBole model keeps outside its state_dict (``other_parameter_name``), as plain data.
 
+    Modules among it are left out: the state_dict has them. Matrices of numpy and SciPy become
+    tensors, see :func:`_encoded`.
+
     Raises:
-        CheckpointError: part of it is not tensors or numbers, such as a SciPy matrix.
+        CheckpointError: part of it is neither that nor plain data.
     """
+    modules = {id(module) for module in model.modules()}
+    found = {k: v for k, v in model.other_parameter().items() if id(v) not in modules}
     try:
-        return to_plain(model.other_parameter(), type(model).__name__)
+        return to_plain(_encoded(found), type(model).__name__)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}: {type(model).__name__} cannot be checkpointed; run it with saved=False"
         ) from None
+
+
+def unregistered_weights(model) -> dict:
+    """Tensors that require a gradient and are no parameters, so that no state_dict has them, by
+    the name of their attribute: RecBole's FwFM draws its weights so."""
+    return {
+        f"{prefix}.{name}".lstrip("."): value.detach()
+        for prefix, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor) and value.is_leaf and value.requires_grad
+    }
+
+
+#: The entry that marks what :func:`_encoded` has made of an array or a sparse matrix.
+_KIND = "recbole_hydra kind"
+
+
+def _encoded(value):
+    """``value`` with arrays and matrices of numpy and SciPy, at any depth, as dicts of tensors."""
+    import scipy.sparse
+
+    if scipy.sparse.issparse(value):  # before the dicts: one of SciPy's formats is one
+        rows = value.tocsc() if value.format == "csc" else value.tocsr()  # keeps every order
+        return {
+            _KIND: type(value).__name__,
+            "shape": list(value.shape),
+            "values": torch.from_numpy(rows.data.copy()),
+            "indices": torch.from_numpy(rows.indices.astype(np.int64)),
+            "starts": torch.from_numpy(rows.indptr.astype(np.int64)),
+        }
+    if isinstance(value, dict):
+        return {key: _encoded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(item) for item in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        # RecBole's EASE has a numpy matrix, whose product is another than an array's.
+        kind = "matrix" if isinstance(value, np.matrix) else "array"
+        return {_KIND: kind, "values": torch.from_numpy(np.array(value))}
+    return value
+
+
+def _decoded(value, device):
+    """Undo :func:`_encoded`; tensors go to ``device``."""
+    import scipy.sparse
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list):
+        return [_decoded(item, device) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _KIND not in value:
+        return {key: _decoded(item, device) for key, item in value.items()}
+    kind, values = value[_KIND], value["values"].cpu().numpy()
+    if kind in ("array", "matrix"):
+        return np.asmatrix(values) if kind == "matrix" else values
+    layout, _, family = kind.partition("_")  # as in csr_matrix, lil_array
+    parts = values, value["indices"].cpu().numpy(), value["starts"].cpu().numpy()
+    rows = "csc" if layout == "csc" else "csr"
+    compressed = getattr(scipy.sparse, f"{rows}_{family}")(parts, shape=tuple(value["shape"]))
+    return compressed.asformat(layout)
 
 
 def model_state(config, model, epoch: int) -> dict:
@@ -254,6 +320,7 @@ def model_state(config, model, epoch: int) -> dict:
         "epoch": epoch,
         "state_dict": model.state_dict(),
         "other_parameter": other_parameters(model),
+        "unregistered": unregistered_weights(model),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
     }
 
@@ -270,7 +337,11 @@ def restore_model(model, state: dict, path) -> None:
         raise CheckpointError(
             f"{path}: its weights do not fit this {type(model).__name__} ({_one_line(error)})"
         ) from error
-    model.load_other_parameter(state["other_parameter"])
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    model.load_other_parameter(_decoded(state["other_parameter"], device))
+    for key, value in state.get("unregistered", {}).items():
+        prefix, _, name = key.rpartition(".")
+        setattr(model.get_submodule(prefix), name, value.to(device).requires_grad_())
 
 
 # -- random generators ---------------------------------------------------------------------------

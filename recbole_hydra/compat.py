@@ -10,7 +10,10 @@ deleted.
 import csv
 import functools
 import importlib
+import importlib.abc
+import importlib.util
 import os
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +22,8 @@ import numpy as np
 import pandas
 import scipy.sparse
 import torch
+
+from recbole_hydra import metrics
 
 
 def apply() -> None:
@@ -39,8 +44,45 @@ def apply() -> None:
     Trainer.evaluate = _load_best_model_plainly(Trainer.evaluate)
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
     Dataset.__init__ = _in_exact_order(Dataset.__init__)
+    metrics.mend()
     Dataset._download = _without_barrier(Dataset._download)
     dataset.pd = atomic_files
+
+
+# -- functions of RecBole that our files and loaders need -----------------------------------------
+
+
+def replace_in(module: str, **functions) -> None:
+    """Let a module of RecBole have these functions: now if it is imported, else once it is.
+
+    Some import much: ``recbole.quick_start`` all of Ray. Delete when RecBole reads plain
+    checkpoints, and its case study every loader.
+    """
+    if module in sys.modules:
+        vars(sys.modules[module]).update(functions)
+    else:
+        sys.meta_path.insert(0, _AfterImport(module, functions))
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds one module as ever, and puts functions into it once it has run."""
+
+    def __init__(self, module, functions):
+        self.module, self.functions = module, functions
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        run = spec.loader.exec_module
+
+        def run_and_replace(module):
+            run(module)
+            vars(module).update(self.functions)
+
+        spec.loader.exec_module = run_and_replace
+        return spec
 
 
 # -- reading -------------------------------------------------------------------------------------

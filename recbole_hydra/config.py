@@ -16,7 +16,9 @@ from recbole.utils import EvaluatorType, InputType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_int, positive_number
+from recbole_hydra.data.features import selected_features
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
+from recbole_hydra.metrics import metric_names
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
 
@@ -396,6 +398,7 @@ class Config(RecBoleConfig):
             self._choose_columns(final)
         if "item_encoder" not in self.internal_config_dict:
             final.pop("item_encoder", None)  # set for Hydra beside it; this model reads no text
+        self._choose_feature_columns(final)
         self._choose_item_column(final)
         for key in PATH_KEYS:
             path = final.get(key) and os.path.abspath(os.path.expanduser(final[key]))
@@ -443,6 +446,19 @@ class Config(RecBoleConfig):
         columns = [final[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]
         final["load_col"] = {"inter": list(dict.fromkeys([*columns, *filtered]))}
         self.notes.append(f"load_col is not set: loading {final['load_col']}")
+
+    def _choose_feature_columns(self, final):
+        """Load the item columns that the model is told to read, which no default of RecBole's
+        does."""
+        features, columns = selected_features(final, self.model_class), final["load_col"]
+        if not features or final.get("domains") or not isinstance(columns, dict):
+            return
+        loaded = columns.get("item") or []
+        missing = [name for name in features if name not in loaded]
+        if missing and loaded != "*":
+            ids = [name for name in [final["ITEM_ID_FIELD"]] if name not in [*loaded, *missing]]
+            final["load_col"] = {**columns, "item": [*ids, *loaded, *missing]}
+            self.notes.append(f"load_col: loading {', '.join(missing)} of the items, too")
 
     def _choose_item_column(self, final):
         """Resolve ``rank_all_items: ~``, and load the ids of the ``.item`` file for it."""
@@ -697,8 +713,7 @@ class Config(RecBoleConfig):
         topk = [topk] if isinstance(topk, int) else topk
         if not isinstance(topk, list) or not all(isinstance(k, int) and k > 0 for k in topk):
             raise ConfigError(f"topk must be positive integers, got {topk!r}")
-        ranking = any(metric_types[m.lower()] == EvaluatorType.RANKING for m in metrics)
-        computed = [f"{m}@{k}" for m in metrics for k in topk] if ranking else metrics
+        computed = metric_names(metrics, topk)
         if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
             raise ConfigError(
                 f"valid_metric: {final['valid_metric']} is not computed; metrics and topk give "

@@ -143,23 +143,23 @@ def train(
         if state is None:
             load_parts(recommender, config, data.vocabulary)
     elif state is None and config["item_initialization"] == "cooccurrence":
-        known = initialize_items(
-            recommender.item_embedding, loaders[0]._dataset, config["cooccurrence_std"]
-        )
-        logger.info(
-            "item_initialization: %d of %d items have pairs", known, recommender.n_items - 1
-        )
+        train_split, std = loaders[0]._dataset, config["cooccurrence_std"]
+        initialize_items(recommender.item_embedding, train_split, std, config["show_progress"])
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _has_llm(recommender):  # counting would send the whole catalogue through it
         transform = construct_transform(config)
-        flops = get_flops(recommender, data.dataset, config["device"], root_logger, transform)
+        try:
+            flops = get_flops(recommender, data.dataset, config["device"], root_logger, transform)
+        except (AssertionError, NotImplementedError):  # not every model predicts one item's score
+            flops = "not counted"
         root_logger.info(set_color("FLOPs", "blue") + f": {flops}")
 
     trainer = get_trainer(config)(config, recommender)
     if hasattr(trainer, "describe_data"):
         trainer.describe_data(data.vocabulary, data.histories)
     trainer.on_epoch = on_epoch
+    trainer.eval_collector.data_collect(loaders[0])  # for what is evaluated before any training
     if state is not None:
         trainer.resume(resume, state)
     zero_shot = None

@@ -19,6 +19,7 @@ from recbole_hydra.data.domains import DomainLoaders
 from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
+from recbole_hydra.metrics import candidates_between
 from recbole_hydra.window_loss import WindowLoss
 
 BEST, LAST = ".best.pth", ".last.pth"
@@ -179,12 +180,18 @@ class ResumableTrainer:
         self._saving, self._train_data = saved, train_data
         if saved:
             checkpoint.other_parameters(self.model)  # refuse now what cannot be saved later
+        pretrains = getattr(self.model, "train_stage", "finetune") != "finetune"
+        epochs = self.pretrain_epochs if pretrains else self.epochs
         finished = self._resumed_state is not None and (
-            self.start_epoch >= self.epochs or self.cur_step > self.stopping_step
+            self.start_epoch >= epochs or self.cur_step > self.stopping_step
         )
+        best = self.saved_model_file
         if not finished:
             super().fit(train_data, valid_data, verbose=verbose, saved=saved, **kwargs)
             self._end_epoch()
+        if pretrains and saved:  # RecBole writes every save_step epochs, under another name
+            self.saved_model_file = best
+            self._save_checkpoint(self.start_epoch - 1 if finished else self._epoch)
         return self.best_valid_score, self.best_valid_result
 
     def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
@@ -233,8 +240,10 @@ class ResumableTrainer:
             self.domains = None
             return super().evaluate(eval_data, load_best_model, model_file, show_progress)
         self.domains, results = eval_data.domains, {}
+        ranges = dict(zip(self.domains.names, self.domains.ranges(), strict=True))
         for name, loader in eval_data.by_name.items():
-            results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
+            with candidates_between(self.eval_collector, *ranges[name]):
+                results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
             load_best_model = False
         places = self.config["metric_decimal_place"]
         first = next(iter(results.values()))
@@ -389,4 +398,5 @@ def _numbers(model) -> dict:
 def _generators(loader) -> list[torch.Generator]:
     """The random generators that decide a loader's order, those of the loaders inside included."""
     parts = [loader] + [v for v in vars(loader).values() if isinstance(v, AbstractDataLoader)]
-    return [part.generator for part in parts if isinstance(part.generator, torch.Generator)]
+    found = [getattr(part, "generator", None) for part in parts]  # a loader of loaders has none
+    return [generator for generator in found if isinstance(generator, torch.Generator)]

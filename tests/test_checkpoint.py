@@ -15,6 +15,7 @@ from recbole.config import Config as RecBoleConfig
 from recbole_hydra import Config, load_data_and_model, load_model, recommend, run_recbole_hydra
 from recbole_hydra.checkpoint import load_checkpoint, save_checkpoint, to_plain
 from recbole_hydra.errors import CheckpointError, DatasetError, RecBoleHydraError
+from recbole_hydra.model import get_model
 from recbole_hydra.trainer import run_name
 
 
@@ -126,9 +127,15 @@ def test_an_output_folder_that_cannot_be_written_stops_the_run_before_it_trains(
 
 
 def test_extra_state_that_is_not_plain_is_refused_by_name(run_small):
-    with pytest.raises(CheckpointError, match=r"EASE.*is a .*EASE cannot be checkpointed; run it"):
-        run_small("EASE")
-    result = run_small("EASE", saved=False)
+    class Odd(get_model("BPR")):
+        def __init__(self, config, dataset):
+            super().__init__(config, dataset)
+            self.trees, self.other_parameter_name = {"first": [object()]}, ["trees"]
+
+    message = r"Odd\.trees\.first\[0\] is a object; .*: Odd cannot be checkpointed; run it"
+    with pytest.raises(CheckpointError, match=message):
+        run_small(Odd, embedding_size=8)
+    result = run_small(Odd, saved=False, embedding_size=8)
     assert result["test_result"]["hit@10"] > 0 and result["best_checkpoint"] is None
 
 

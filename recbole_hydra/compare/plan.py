@@ -10,7 +10,7 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
-from recbole_hydra.compare.ranks import METRICS, fingerprint, left_out_targets
+from recbole_hydra.compare.ranks import KNOWN, display, fingerprint, left_out_targets
 from recbole_hydra.config import PATH_KEYS, PROTOCOL, Config, parse_arguments, parse_list
 from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
@@ -39,6 +39,7 @@ class Task:
     settings: dict
     argv: list
     folder: str
+    larger_is_better: bool = True  # of the metric that chooses the epoch
 
 
 @dataclass
@@ -146,7 +147,8 @@ def make_plan(
             for seed in seeds:
                 folder = str(runs / dataset / model / f"seed-{seed}")
                 own = {**own, **fixed, "seed": seed}
-                tasks.append(Task(dataset, model, seed, files, own, argv, folder))
+                larger = config["valid_metric_bigger"]
+                tasks.append(Task(dataset, model, seed, files, own, argv, folder, larger))
     identity = {
         "models": models,
         "datasets": datasets,
@@ -297,11 +299,11 @@ def _check_protocol(dataset, configs):
         )
     if config["benchmark_filename"]:
         raise ComparisonError("benchmark_filename: a comparison splits the data itself; remove it")
-    unknown = [name for name in config["metrics"] if name.lower() not in METRICS]
+    unknown = [name for name in config["metrics"] if name.lower() not in KNOWN]
     if unknown:
         raise ComparisonError(
-            f"metrics: {', '.join(unknown)} is not a mean over users of their target's rank; use "
-            f"{', '.join(METRICS)}"
+            f"metrics: {', '.join(unknown)} is not of a ranking of all items; use "
+            f"{', '.join(map(display, KNOWN))}"
         )
     for model, other in others:
         for key in PROTOCOL:

@@ -5,7 +5,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from recbole_hydra.compare.ranks import display, mean_metric, metric
+from recbole_hydra.compare.ranks import display, is_per_user, mean_metric, user_values
 from recbole_hydra.compare.statistics import by_group
 
 
@@ -26,6 +26,8 @@ def draw(comparison, dataset) -> list[tuple[str, str]]:
         ("groups", _groups, f"Test {label} (all items) by length of the history and by how "
          "often the target occurs in training; bars are standard errors over users"),
     ):  # fmt: skip
+        if function is _groups and not is_per_user(name):
+            continue
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         FigureCanvasAgg(figure)  # no window, and nothing of a notebook's own pictures is touched
         function(figure, comparison, dataset, name, label)
@@ -131,7 +133,7 @@ def _groups(figure, comparison, dataset, name, label):
         for number, (model, runs, colour) in enumerate(models):
             tables = [comparison.ranks(dataset)[model, run["seed"]] for run in runs]
             tables = [table.set_index("user").sort_index() for table in tables]
-            values = np.mean([metric(name, table["rank"]) for table in tables], axis=0)
+            values = np.mean([user_values(name, table) for table in tables], axis=0)
             groups = by_group(tables[0], column)
             means = [values[groups == group].mean() for group in groups.cat.categories]
             errors = [

@@ -8,6 +8,9 @@ The rankings, by column of :func:`rank_targets`:
 
 A rank is 1 for the best item. Items with the same score as the target share its place: the target
 takes the middle one, so that a model which scores all items alike ranks nothing well.
+
+Metrics of what is recommended, such as the coverage of the catalogue, are of the first k items in
+each of the two.
 """
 
 import hashlib
@@ -17,6 +20,7 @@ import pandas as pd
 import torch
 
 from recbole_hydra.errors import DatasetError, TrainingError
+from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, list_metric, top_lists
 
 #: The rankings, and what a table adds to the name of a metric.
 RANKINGS = {"rank": "", "rank_masked": ", masked"}
@@ -38,22 +42,52 @@ def metric(name: str, ranks):
     return METRICS[kind](np.asarray(ranks), int(k))
 
 
-def mean_metric(name: str, table, ranking="rank") -> float:
-    """The mean of a metric over users; with several domains, over the domains' means.
+#: All that a comparison can tabulate, by RecBole's names.
+KNOWN = (*METRICS, "gauc", *OF_EACH_LIST, *OF_ALL_LISTS)
+
+#: Where a table of :func:`rank_targets` keeps the metrics that are of all users together.
+_OF_ALL = "of all lists"
+
+
+def is_per_user(name: str) -> bool:
+    """Whether a metric is a mean over users; the coverage of the catalogue, e.g., is not."""
+    return name.partition("@")[0] not in OF_ALL_LISTS
+
+
+def user_values(name: str, table, ranking="rank") -> np.ndarray:
+    """Per-user values of a metric for which :func:`is_per_user` holds, in the table's order; NaN
+    where it says nothing of a user (GAUC, of one with a single candidate).
 
     Args:
         table: of :func:`rank_targets`. ranking: one of :data:`RANKINGS`.
     """
-    values = metric(name, table[ranking])
+    column = f"{name}{RANKINGS[ranking]}"
+    return table[column].to_numpy() if column in table else metric(name, table[ranking])
+
+
+def mean_metric(name: str, table, ranking="rank", domain=None) -> float:
+    """The mean of a metric over users; with several domains, over the domains' means.
+
+    Args:
+        table: of :func:`rank_targets`. ranking: one of :data:`RANKINGS`.
+        domain: of this domain alone.
+    """
+    if not is_per_user(name):
+        own = "" if domain is None else f" {domain}"
+        return table.attrs[_OF_ALL][f"{name}{RANKINGS[ranking]}{own}"]
+    values = pd.Series(user_values(name, table, ranking))
     if "domain" not in table:
         return float(values.mean())
-    return float(pd.Series(values).groupby(table["domain"].to_numpy()).mean().mean())
+    means = values.groupby(table["domain"].to_numpy()).mean()
+    return float(means.mean() if domain is None else means[domain])
 
 
 def display(name: str) -> str:
-    """``ndcg@10`` as the field writes it, ``NDCG@10``."""
-    kind, _, k = name.partition("@")
-    return f"{kind.upper() if kind in ('ndcg', 'mrr', 'map') else kind.capitalize()}@{k}"
+    """``ndcg@10`` as RecBole writes it, ``NDCG@10``."""
+    from recbole.evaluator.register import metrics_dict
+
+    kind, at, k = name.partition("@")
+    return f"{metrics_dict[kind].__name__}{at}{k}"
 
 
 def left_out_targets(histories, n_items) -> pd.DataFrame:
@@ -74,10 +108,7 @@ def left_out_targets(histories, n_items) -> pd.DataFrame:
     sizes = np.diff(start)
     users = np.flatnonzero(sizes >= 3)
     last = start[users + 1] - 1
-    # Training has all but a user's last two interactions; with three, RecBole leaves one out.
-    left_out = np.concatenate([last, last[sizes[users] > 3] - 1])
-    counts = np.bincount(items, minlength=n_items)
-    counts -= np.bincount(items[left_out], minlength=n_items)
+    counts = _training_counts(histories, n_items)
     target = items[last]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     position_of_user = np.full(len(sizes), -1)
@@ -95,6 +126,19 @@ def left_out_targets(histories, n_items) -> pd.DataFrame:
             "repeat": repeat,
         }
     )
+
+
+def _training_counts(histories, n_items):
+    """How often each item occurs in training, (n_items,): the same for every model of a table.
+
+    Training has all but a user's last two interactions; with three, RecBole leaves one out of the
+    rows of sequential models.
+    """
+    items, start = histories["items"].numpy(), histories["start"].numpy()
+    sizes = np.diff(start)
+    last, longer = start[1:][sizes >= 3] - 1, start[1:][sizes > 3] - 1
+    counts = np.bincount(items, minlength=n_items)
+    return counts - np.bincount(items[np.concatenate([last, longer - 1])], minlength=n_items)
 
 
 def fingerprint(dataset, targets) -> dict:
@@ -125,18 +169,22 @@ def _hash(names) -> str:
 
 
 @torch.no_grad()
-def rank_targets(run, targets) -> pd.DataFrame:
+def rank_targets(run, targets, metrics=(), tail_ratio=None) -> pd.DataFrame:
     """Rank the targets of a run's test users.
 
     Args:
         run: a :class:`~recbole_hydra.quick_start.Run` that was tested, its best model loaded.
         targets: :func:`left_out_targets` of its histories.
+        metrics: names as ``"giniindex@10"``; those that the rank does not tell are kept, too.
+        tail_ratio: see :mod:`recbole_hydra.metrics`.
 
     Returns:
         One row per user, by raw ids: the columns of :func:`left_out_targets`, rank, rank_masked,
         and ties, the number of items with the target's score in the ranking of all items; with
-        several domains also domain, the target's, among whose items it is ranked. In its ``attrs``
-        ``others``, the number of users that RecBole tests beside these.
+        several domains also domain, the target's, among whose items it is ranked; and a column per
+        ranking of GAUC and of metrics of each user's list, where ``metrics`` has them. In its
+        ``attrs`` ``others``, the number of users that RecBole tests beside these, and what
+        :func:`mean_metric` reads of the metrics of all lists.
 
     Raises:
         DatasetError: the run's test data lacks a user, or tests another item.
@@ -148,7 +196,18 @@ def rank_targets(run, targets) -> pd.DataFrame:
     position[torch.from_numpy(targets["user"].to_numpy())] = torch.arange(len(targets))
     expected = torch.from_numpy(targets["item"].to_numpy()).long()
     ranks = np.zeros((len(targets), 3), dtype=np.int64)
+    of_lists = [m for m in metrics if m.partition("@")[0] in {**OF_EACH_LIST, **OF_ALL_LISTS}]
+    places = max((int(m.partition("@")[2]) for m in of_lists), default=0)
+    lists = {ranking: np.zeros((len(targets), places), dtype=np.int64) for ranking in RANKINGS}
+    auc = {ranking: np.zeros(len(targets)) for ranking in RANKINGS}
     others = 0
+
+    def keep(ranking, at, scores, target):
+        if places:
+            lists[ranking][at] = top_lists(scores, places).numpy()
+        if "gauc" in metrics:
+            auc[ranking][at] = _auc(scores, target)
+
     trainer.model.eval()
     for batch in run.loaders[2]:
         rows, scores, row_of_target, target = trainer._full_sort_batch_eval(batch)
@@ -163,6 +222,7 @@ def rank_targets(run, targets) -> pd.DataFrame:
             raise DatasetError(f"user {wrong} is tested on another item than the last")
         scores = scores.cpu()[row_of_target]
         ranks[at.numpy(), 0], ranks[at.numpy(), 2] = _ranks(scores, target)
+        keep("rank", at.numpy(), scores, target)
         # Every earlier item of the user out of the ranking, but not the target.
         ends = start[users + 1] - 1
         lengths = ends - start[users]
@@ -172,6 +232,7 @@ def rank_targets(run, targets) -> pd.DataFrame:
         scores[row, items[start[users][row] + offset].long()] = -torch.inf
         scores.scatter_(1, target[:, None], own)
         ranks[at.numpy(), 1], _ = _ranks(scores, target)
+        keep("rank_masked", at.numpy(), scores, target)
     if (ranks[:, 0] == 0).any():
         missing = targets["user"].to_numpy()[ranks[:, 0] == 0]
         user = run.data.dataset.id2token(uid, int(missing[0]))
@@ -183,7 +244,53 @@ def rank_targets(run, targets) -> pd.DataFrame:
         table = table.assign(domain=np.array(domains.names)[which.numpy()])
     table = table.assign(rank=ranks[:, 0], rank_masked=ranks[:, 1], ties=ranks[:, 2])
     table.attrs["others"] = others
+    if "gauc" in metrics:
+        table = table.assign(**{f"gauc{words}": auc[key] for key, words in RANKINGS.items()})
+    counts = _training_counts(run.data.histories, run.data.dataset.item_num)
+    return _with_list_metrics(table, of_lists, lists, counts, domains, tail_ratio)
+
+
+def _with_list_metrics(table, names, lists, counts, domains, tail_ratio):
+    """Add to the table of :func:`rank_targets` the metrics ``names`` of the lists by ranking.
+
+    With several domains each is of its users and its items, as if it were alone.
+    """
+    counts[0] = -1  # the padding is no candidate
+    parts = {None: (np.full(len(table), True), counts)}
+    if domains is not None:
+        parts = {}
+        for domain, (start, stop) in zip(domains.names, domains.ranges(), strict=True):
+            own = np.full_like(counts, -1)
+            own[start:stop] = counts[start:stop]
+            parts[domain] = (table["domain"] == domain).to_numpy(), own
+    columns, totals = {}, {}
+    for name in names:
+        for ranking, words in RANKINGS.items():
+            values = {
+                domain: list_metric(name, lists[ranking][rows], own, tail_ratio)
+                for domain, (rows, own) in parts.items()
+                if rows.any()
+            }
+            if is_per_user(name):
+                columns[f"{name}{words}"] = column = np.zeros(len(table))
+                for domain, value in values.items():
+                    column[parts[domain][0]] = value
+            else:
+                totals[f"{name}{words}"] = float(np.mean(list(values.values())))
+                if domains is not None:
+                    totals.update({f"{name}{words} {d}": float(v) for d, v in values.items()})
+    table = table.assign(**columns)
+    table.attrs[_OF_ALL] = totals
     return table
+
+
+def _auc(scores, target):
+    """The share of the other candidates that each target is scored above, those with its score
+    counting half; NaN without other candidates."""
+    own = scores.gather(1, target[:, None])
+    below, equal = (scores < own) & (scores > -torch.inf), (scores == own).sum(1) - 1
+    others = (scores > -torch.inf).sum(1) - 1
+    return ((below.sum(1) + equal / 2) / others).numpy()
 
 
 def _ranks(scores, target):

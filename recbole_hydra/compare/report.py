@@ -8,8 +8,9 @@ import pandas as pd
 import yaml
 
 from recbole_hydra.compare import plots
-from recbole_hydra.compare.ranks import RANKINGS, display, metric
+from recbole_hydra.compare.ranks import RANKINGS, display, mean_metric
 from recbole_hydra.compare.statistics import mark
+from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, smaller_is_better
 
 #: What the marks of :func:`.statistics.mark` look like in a table; two stars are bold in markdown.
 MARKS = {"*": "†", "**": "‡", "": ""}
@@ -22,6 +23,12 @@ excepted, as RecBole does for general models. Gain: relative to the best baselin
 is not of recbole_hydra, by {metric}. † and ‡: differs from the best baseline of that column at \
 p < 0.05 and p < 0.01, paired t-test over users, corrected for all tests of this dataset \
 (Benjamini-Hochberg). The best of a column is bold."""
+
+LIST_NOTES = """\
+{metrics}: of the first k items of every user's list, whatever the target is. Of \
+AveragePopularity and GiniIndex the smaller is the better; popularity is in training interactions. \
+The coverage, Gini index and entropy are of all lists together, which no test over users can tell \
+apart."""
 
 DOMAIN_NOTES = """\
 By domain: a target is ranked among the items of its domain. The table above has the means over \
@@ -123,6 +130,10 @@ def _dataset_sections(comparison, dataset):
     )
     blocks.append(("table", quality_table(comparison, dataset)))
     blocks.append(("text", NOTES.format(metric=metric)))
+    kinds = dict.fromkeys(display(name).partition("@")[0] for name in comparison.metrics(dataset))
+    of_lists = [k for k in kinds if k.lower() in {**OF_EACH_LIST, **OF_ALL_LISTS}]
+    if of_lists:
+        blocks.append(("text", LIST_NOTES.format(metrics=", ".join(of_lists))))
     if by_domain is not None:
         blocks += [("table", by_domain), ("text", DOMAIN_NOTES)]
     blocks.append(("table", cost_table(comparison, dataset)))
@@ -147,7 +158,8 @@ def quality_table(comparison, dataset) -> pd.DataFrame:
                 if not np.isnan(cell["std"]):
                     text += f" ± {cell['std']:.4f}"
                 text += MARKS[mark(cell["p"])]
-                best = max(summary.loc[m, ranking, name]["mean"] for m in models)
+                better = min if smaller_is_better(name) else max
+                best = better(summary.loc[m, ranking, name]["mean"] for m in models)
                 row[f"{display(name)}{words}"] = f"**{text}**" if cell["mean"] == best else text
         for ranking, words in RANKINGS.items():
             gain = summary.loc[model, ranking, metrics[0]]["gain"]
@@ -171,9 +183,7 @@ def domain_table(comparison, dataset) -> pd.DataFrame | None:
         row = {"model": model}
         for domain in tables[0]["domain"].unique():
             for name in shown:
-                values = pd.Series(
-                    [metric(name, t.loc[t["domain"] == domain, "rank"]).mean() for t in tables]
-                )
+                values = pd.Series([mean_metric(name, t, domain=domain) for t in tables])
                 row[f"{domain} {display(name)}"] = _spread(values, 4)
         rows.append(row)
     return pd.DataFrame(rows)

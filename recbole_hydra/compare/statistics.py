@@ -5,7 +5,8 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 
-from recbole_hydra.compare.ranks import RANKINGS, mean_metric, metric
+from recbole_hydra.compare.ranks import RANKINGS, is_per_user, mean_metric, user_values
+from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, smaller_is_better
 from recbole_hydra.model import MODELS
 
 #: Corrected p-values below which a difference is marked, and the marks.
@@ -25,7 +26,7 @@ def per_user(results, ranks, metrics) -> dict:
         metrics: names, ``["ndcg@10", ...]``.
 
     Returns:
-        ``{(model, ranking, metric): Series by raw user id}``.
+        ``{(model, ranking, metric): Series by raw user id}``, of the metrics that are per user.
     """
     runs = defaultdict(list)
     for result in results:
@@ -33,8 +34,8 @@ def per_user(results, ranks, metrics) -> dict:
     values = {}
     for model, tables in runs.items():
         for ranking in RANKINGS:
-            for name in metrics:
-                columns = [pd.Series(metric(name, t[ranking]), index=t.index) for t in tables]
+            for name in filter(is_per_user, metrics):
+                columns = [pd.Series(user_values(name, t, ranking), t.index) for t in tables]
                 values[model, ranking, name] = pd.concat(columns, axis=1).mean(axis=1)
     return values
 
@@ -50,7 +51,7 @@ def summary(results, ranks, metrics) -> pd.DataFrame:
 
     Returns:
         One row per model, ranking and metric: mean, std (over seeds, n - 1; NaN for one), runs,
-        baseline, gain, p (NaN for the baseline itself).
+        baseline, gain, p (NaN for the baseline itself, and for metrics that are not per user).
     """
     from scipy.stats import false_discovery_control
 
@@ -69,7 +70,8 @@ def summary(results, ranks, metrics) -> pd.DataFrame:
             for (other, r, m), numbers in by_run.items()
             if (r, m) == (ranking, name) and other not in MODELS
         }
-        baseline = max(baselines, key=baselines.get) if baselines else None
+        better = min if smaller_is_better(name) else max
+        baseline = better(baselines, key=baselines.get) if baselines else None
         mean = float(np.mean(values))
         best = baselines.get(baseline)
         rows.append(
@@ -83,7 +85,7 @@ def summary(results, ranks, metrics) -> pd.DataFrame:
                 "baseline": baseline,
                 "gain": mean / best - 1 if best and model != baseline else np.nan,
                 "p": np.nan
-                if baseline in (None, model)
+                if baseline in (None, model) or not is_per_user(name)
                 else paired_p(users[model, ranking, name], users[baseline, ranking, name], domains),
             }
         )
@@ -105,14 +107,14 @@ def paired_p(first, second, domains=None) -> float:
             whose variance is that of a stratified mean, with Satterthwaite's degrees of freedom.
     """
     from scipy.stats import t as student
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_1samp
 
     first, second = first.align(second, join="inner")
-    difference = first - second
+    difference = (first - second).dropna()
     if len(difference) == 0 or np.ptp(difference) == 0:
         return 1.0 if len(difference) == 0 or difference.iloc[0] == 0 else 0.0
     if domains is None:
-        return float(ttest_rel(first, second).pvalue)
+        return float(ttest_1samp(difference, 0.0).pvalue)
     strata = difference.groupby(domains.reindex(difference.index))
     variance = strata.var() / strata.size()  # of each domain's mean; the number of them cancels
     if not (variance.notna().all() and variance.sum() > 0):
@@ -156,6 +158,11 @@ def unfair(results, ranks, expected=None) -> list[str]:
     for result in results:
         table = ranks[result["model"], result["seed"]]
         for name in result["metrics"]:
+            kind = name.partition("@")[0]
+            if kind in OF_EACH_LIST:
+                continue  # the popularity of the table is one for all models, as no run's own is
+            if kind in OF_ALL_LISTS and (table.attrs.get("others", 0) or table["ties"].any()):
+                continue  # RecBole's are of other lists, too
             ours, theirs = mean_metric(name, table), result["test_result"].get(name)
             # What else may differ: the places of ties, and users that only RecBole tests.
             ties = (table["ties"] > 0).mean()

@@ -56,18 +56,20 @@ def run(task: dict, emit) -> dict:
     from recbole_hydra import __version__, checkpoint
     from recbole_hydra.compare.ranks import fingerprint, left_out_targets, rank_targets
     from recbole_hydra.machine import machine, peak_memory
+    from recbole_hydra.metrics import metric_names
     from recbole_hydra.model import get_model
     from recbole_hydra.quick_start import evaluated_before, read_test_set, train_or_continue
 
+    better = max if task["larger_is_better"] else min
     scores = [entry["valid_score"] for entry in evaluated_before("checkpoints")]
-    best = max(scores, default=None)
+    best = better(scores, default=None)
 
     def on_epoch(entry):
         nonlocal best
-        best = entry["valid_score"] if best is None else max(best, entry["valid_score"])
+        best = entry["valid_score"] if best is None else better(best, entry["valid_score"])
         emit(epoch=entry["epoch"], score=entry["valid_score"], best=best)
 
-    # Models without epochs, such as Pop, keep what cannot be checkpointed, and need no best epoch.
+    # Models without epochs, such as Pop, need no best epoch.
     saved = getattr(get_model(task["model"]), "type", None) != ModelType.TRADITIONAL
     done = train_or_continue(
         "checkpoints",
@@ -82,21 +84,22 @@ def run(task: dict, emit) -> dict:
     read_test_set(done)
     config, result = done.config, done.result
     targets = left_out_targets(done.data.histories, done.data.dataset.item_num)
-    ranks = rank_targets(done, targets)
+    metrics = [name.lower() for name in metric_names(config["metrics"], config["topk"])]
+    ranks = rank_targets(done, targets, metrics, config["tail_ratio"])
     ranks.to_parquet(RANKS, index=False)
     settings = checkpoint.plain_settings(config)
     Path(SETTINGS).write_text(yaml.safe_dump(settings, sort_keys=True), encoding="utf-8")
 
     history = result["history"]
-    scores = [entry.get("valid_score", float("-inf")) for entry in history]
-    # All metrics that a comparison takes are better when larger; of equal epochs RecBole takes the
-    # last.
+    sign = 1 if config["valid_metric_bigger"] else -1
+    scores = [sign * entry.get("valid_score", -sign * float("inf")) for entry in history]
+    # Of equal epochs RecBole takes the last.
     best_epoch = max(range(len(scores)), key=lambda i: (scores[i], i)) if scores else -1
     spent = [entry["train_seconds"] + entry.get("valid_seconds", 0.0) for entry in history]
     return {
         "status": "ok",
         "training_mode": config["training_mode"],
-        "metrics": [f"{m.lower()}@{k}" for m in config["metrics"] for k in config["topk"]],
+        "metrics": metrics,
         "metric_decimal_place": config["metric_decimal_place"],
         "valid_metric": config["valid_metric"].lower(),
         "valid_result": dict(result["best_valid_result"] or {}),

@@ -17,6 +17,7 @@ from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
+from recbole_hydra.data.features import check_features
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.times import (
@@ -26,6 +27,7 @@ from recbole_hydra.data.times import (
 )
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError
+from recbole_hydra.metrics import remember_training_counts
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +39,13 @@ def create_dataset(config):
     model reads item text, the dataset has it: ``item_text``, a string per internal item id.
 
     Raises:
-        DatasetError: no such dataset, a column that the config needs is not in its file, no
-            interactions are left after filtering, or items have no text.
+        DatasetError: no such dataset, a column that the config needs is not in its file or of
+            another type, no interactions are left after filtering, or items have no text.
     """
     if config["domains"]:
-        return join_domains(config, [create_dataset(own) for own in domain_configs(config)])
+        joint = join_domains(config, [create_dataset(own) for own in domain_configs(config)])
+        check_features(config, joint)
+        return joint
     _check_files(config)
     _check_saved(config)
     texts = None
@@ -63,6 +67,7 @@ def create_dataset(config):
         ) from error
     if len(dataset.inter_feat) == 0:
         raise DatasetError(f"dataset {config['dataset']}: its .inter file has no interactions")
+    check_features(config, dataset)
     if has_item_text(config):
         texts = read_item_texts(config) if texts is None else texts
         dataset.item_text = item_sentences(config, dataset, texts)
@@ -141,7 +146,21 @@ def split_dataset(config, dataset):
 
 
 def _build(config, dataset) -> list | None:
-    """Split ``dataset``, in place, as RecBole's ``build``."""
+    """Split ``dataset``, in place, as RecBole's ``build``; the train split learns how often each
+    item occurs in training."""
+    frame, columns = dataset.inter_feat, [dataset.iid_field]
+    evaluation = config["eval_args"]
+    cut_in_time = "TS" in (evaluation["split"] or {}) or evaluation["group_by"] != "user"
+    if cut_in_time and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and dataset.time_field in frame:
+        columns += [dataset.uid_field, dataset.time_field]
+    interactions = [frame[column].to_numpy() for column in columns]
+    splits = _split(config, dataset)
+    if splits is not None and not config["benchmark_filename"]:
+        remember_training_counts(splits, *interactions)
+    return splits
+
+
+def _split(config, dataset) -> list | None:
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.

@@ -5,6 +5,8 @@ import torch
 from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader
 from recbole.evaluator import Collector
 
+from recbole_hydra.metrics import collect_lists
+
 #: History items of a block, padding included: few enough to compute in the cache
 #: (four times or a quarter of both limits measured slower) ...
 BLOCK_ITEMS = 2**14
@@ -66,16 +68,19 @@ class TargetCollector(Collector):
     """RecBole's collector for rows with one target each, as leave-one-out has them.
 
     RecBole marks the targets in a matrix of rows x items and reads the hits off it; with one target
-    per row a comparison with the top k says the same. Other needs than the top k are RecBole's.
+    per row a comparison with the top k says the same. Needs of other scores are RecBole's.
     """
 
     def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
         """Keep what the metrics need of a block: see RecBole's method of this name."""
-        others = ("rec.items", "rec.meanrank", "rec.score", "data.label")
+        others = ("rec.meanrank", "rec.score", "data.label")
         rows = torch.arange(len(scores_tensor))
         if not torch.equal(positive_u, rows) or any(self.register.need(key) for key in others):
             return super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
+        collect_lists(self, scores_tensor)
+        if not self.register.need("rec.topk"):
+            return None
         best = torch.topk(scores_tensor, max(self.topk), dim=-1).indices
         hits = (best == positive_i.to(best.device).unsqueeze(1)).int()
         result = torch.cat((hits, torch.ones_like(hits[:, :1])), dim=1)  # hits, targets per row
-        self.data_struct.update_tensor("rec.topk", result)
+        return self.data_struct.update_tensor("rec.topk", result)
