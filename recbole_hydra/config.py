@@ -408,6 +408,8 @@ class Config(RecBoleConfig):
             return list(value) if isinstance(value, tuple) else value
         if key in ("user_inter_num_interval", "item_inter_num_interval"):
             return interval(key, value)
+        if key in ("field_separator", "seq_separator") and value == "\\t":
+            return "\t"  # as a shell, or yaml without quotes, hands it over
         if key == "rm_dup_inter":
             return which_to_keep(value)
         if isinstance(default, bool) and not isinstance(value, bool) and value is not None:

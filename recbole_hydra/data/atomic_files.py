@@ -124,7 +124,7 @@ def check_ids(config, path, columns) -> None:
     would be part of the ids, and no id of another file or call would be the same."""
     for name in columns:
         kind = read_header(config, path).get(name)
-        if kind != "token":
+        if kind != "token" or not _starts_quoted(config, path):
             continue
         values = read_columns(config, path, [f"{name}:{kind}"])[f"{name}:{kind}"]
         for quote in "\"'":
@@ -135,6 +135,22 @@ def check_ids(config, path, columns) -> None:
                     f"{values.iloc[0]} in {_line_of(config, path, 0)}; atomic files know none, "
                     "write the ids without"
                 )
+
+
+def _starts_quoted(config, path) -> bool:
+    """Whether a field of the first row is in quotes: in most files none is, and that is that."""
+    separator = config["field_separator"]
+    with open(path, encoding=_encoding(config)) as file:
+        next(file, None)
+        row = next((line for line in file if not _is_blank(line, separator)), "")
+    return any(field.strip()[:1] in ('"', "'") for field in row.split(separator) if field.strip())
+
+
+def has_rows(config, path) -> bool:
+    """Whether there is anything below the first line of a file."""
+    with open(path, encoding=_encoding(config)) as file:
+        next(file, None)
+        return any(not _is_blank(line, config["field_separator"]) for line in file)
 
 
 def check_no_missing(config, path, columns) -> None:
@@ -324,13 +340,15 @@ def _wrong_encoding(name, path, encoding) -> str:
     try:
         raw.decode(encoding)
     except UnicodeDecodeError as error:
+        # In utf-16 and utf-32 everything after a missing byte is wrong.
         line = raw[: error.start].decode(encoding, "replace").count("\n") + 1
-        byte = f"byte 0x{raw[error.start]:02x} "
+        if not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+            byte = f"byte 0x{raw[error.start]:02x} "
     except UnicodeError:
         pass  # utf-16 without its mark
     likely = _likely_encoding(raw)
     return (
-        f"dataset {name}: {path}, line {line}: {byte or 'the file '}is not {encoding} (encoding); "
+        f"dataset {name}: {path}, line {line}: {byte or 'the text '}is not {encoding} (encoding); "
         f"set encoding to the one the file was written in, perhaps {likely}"
     )
 

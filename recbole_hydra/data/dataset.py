@@ -17,7 +17,7 @@ from recbole.utils import ModelType
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data import filters, ready_made
-from recbole_hydra.data.atomic_files import check_file, read_columns
+from recbole_hydra.data.atomic_files import check_file, check_ids, read_columns
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
@@ -377,6 +377,15 @@ def _check_columns(config, path):
     fields = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
     if _is_put_in_order(config):
         fields["TIME_FIELD"] = "float"
+    for field in fields:
+        if config[field] not in columns:
+            # Rows that are ready-made can be split without times.
+            ready = field == "TIME_FIELD" and list_field(config) in columns
+            other = ", or eval_args: {order: RO} to split the rows at random" if ready else ""
+            raise DatasetError(
+                f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
+                f"it has {', '.join(columns)}; set {field} to the one that is meant{other}"
+            )
     for column in wanted:
         if column not in columns:
             raise DatasetError(
@@ -384,11 +393,6 @@ def _check_columns(config, path):
                 f"{', '.join(columns)}{did_you_mean(column, columns)}"
             )
     for field, kind in fields.items():
-        if config[field] not in columns:
-            raise DatasetError(
-                f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
-                f"it has {', '.join(columns)}; set {field} to the one that is meant"
-            )
         if types[config[field]] != kind:
             raise DatasetError(
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) of {path} is "
@@ -399,6 +403,7 @@ def _check_columns(config, path):
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) is not loaded; "
                 f"add it to load_col: {{inter: [{', '.join(wanted)}, {config[field]}]}}"
             )
+    check_ids(config, path, [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]])
     if "TIME_FIELD" in fields:
         _check_times(config, path)
 

@@ -9,7 +9,8 @@ can be filtered (:mod:`.filters`), and rows and parts that are given stay what t
 from recbole.utils import FeatureSource
 
 from recbole_hydra.checks import did_you_mean
-from recbole_hydra.data.atomic_files import check_file, check_ids, check_numbers
+from recbole_hydra.data.atomic_files import check_file, check_ids, check_numbers, has_rows
+from recbole_hydra.data.ready_made import whole_lists
 from recbole_hydra.errors import DatasetError, RecBoleHydraError
 
 
@@ -38,26 +39,16 @@ def load_feat(dataset, recboles, path, source):
     ]  # fmt: skip
     _check_columns(dataset, path, source, types, loaded, columns)
     try:
-        return recboles(dataset, path, source)
+        with whole_lists(config):
+            return recboles(dataset, path, source)
     except RecBoleHydraError:
         raise
     except (ValueError, TypeError, KeyError) as error:  # pandas' ParserError is a ValueError
         check_numbers(config, path, columns)
-        if not _has_rows(path):
-            raise DatasetError(
-                f"dataset {dataset.dataset_name}: {path} has no line below its first; add some, or "
-                "remove the file"
-            ) from error
         line = " ".join(str(error).split())
         raise DatasetError(
             f"dataset {dataset.dataset_name}: {path} cannot be read ({line})"
         ) from error
-
-
-def _has_rows(path) -> bool:
-    with open(path, "rb") as file:
-        next(file)
-        return any(line.strip() for line in file)
 
 
 def _check_columns(dataset, path, source, types, loaded, columns):
@@ -91,3 +82,10 @@ def _check_columns(dataset, path, source, types, loaded, columns):
                 f"{where}: column {name!r} is {types[name]}; in its first line, write {name}:token"
             )
     check_ids(dataset.config, path, ids)
+    if not has_rows(dataset.config, path):
+        what, remedy = "nothing", "add lines, or remove the file"
+        if source == FeatureSource.INTERACTION:
+            what, remedy = "no interactions", "add some"
+            if dataset.config["benchmark_filename"]:
+                remedy += ", or take it out of benchmark_filename"
+        raise DatasetError(f"{where} has {what} below its first line; {remedy}")

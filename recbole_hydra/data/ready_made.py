@@ -9,6 +9,7 @@ what its user had before it, in whatever part.
 
 import functools
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,11 @@ def use_lists(config, folder) -> list[str]:
     else:
         known = has_lists(config, folder)
     if not known:
+        if parts is not None and config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
+            notes.append(
+                f"benchmark_filename: {', '.join(parts)} have no column {list_field(config)}; "
+                "histories are what a user had before, in whatever part"
+            )
         return notes
     field, item = list_field(config), config["ITEM_ID_FIELD"]
     alias = config["alias_of_item_id"] or []
@@ -178,6 +184,11 @@ def check(config) -> None:
     sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
     if not has_lists(config, folder):
         if sequential and parts is not None:
+            if len(set(parts)) < len(parts):
+                raise ConfigError(
+                    f"benchmark_filename: {', '.join(parts)}: a part that is named twice would be "
+                    "its own history; name it once"
+                )
             _check_other_lists(config, files[0], types[0], field)
         return
     if types[0][field] != "token_seq":
@@ -219,21 +230,28 @@ def _check_other_lists(config, path, types, field):
 # -- while RecBole loads -------------------------------------------------------------------------
 
 
+@contextmanager
+def whole_lists(config):
+    """Let RecBole read lists of ready-made rows whole: ``seq_len`` would keep their first items."""
+    lengths, suffix = config["seq_len"], config["LIST_SUFFIX"] or "_list"
+    if not isinstance(lengths, dict) or not has_lists(config, config["data_path"]):
+        yield
+        return
+    config["seq_len"] = {k: v for k, v in lengths.items() if not k.endswith(suffix)}
+    try:
+        yield
+    finally:
+        config["seq_len"] = lengths
+
+
 def clean_lists(dataset) -> None:
     """Take padding out of the lists of a dataset that was read, before raw ids become internal.
 
     Raises:
-        DatasetError: an id of a part is missing, or there is no row in a part.
+        DatasetError: an id of a part is missing, or padding is a target.
     """
     config = dataset.config
     if (parts := config["benchmark_filename"]) is not None:
-        for part, size in zip(parts, dataset.file_size_list, strict=True):
-            if size == 0:
-                path = Path(config["data_path"]) / f"{config['dataset']}.{part}.inter"
-                raise DatasetError(
-                    f"dataset {config['dataset']}: {path} has no interactions; leave {part} out of "
-                    "benchmark_filename, or add some"
-                )
         for path in paths(config, config["data_path"]):
             # RecBole would make of a missing id the padding
             check_no_missing(config, path, [dataset.uid_field, dataset.iid_field])
@@ -504,11 +522,14 @@ def adopt(dataset) -> None:
 def _keep_last_items(dataset, field):
     """Cut lists to their last MAX_ITEM_LIST_LENGTH items, and drop rows with none."""
     frame, longest = dataset.inter_feat, dataset.max_item_list_len
+    if asked := (dataset.config["seq_len"] or {}).get(field):
+        longest = min(longest, asked)
     lengths = frame[field].map(len)
     cut = int((lengths > longest).sum())
     if cut:
         logger.info(
-            "MAX_ITEM_LIST_LENGTH: %d of %d lists have more than %d items, the last ones stay",
+            "%s: %d of %d lists have more than %d items, the last ones stay",
+            "MAX_ITEM_LIST_LENGTH" if longest == dataset.max_item_list_len else "seq_len",
             cut, len(lengths), longest,
         )  # fmt: skip
     for name in parallel_lists(dataset, field):
