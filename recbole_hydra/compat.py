@@ -110,6 +110,7 @@ def _and_clean_lists(load_data):
         from recbole_hydra.data import loading, ready_made
 
         if loading.is_ours(self.config):
+            loading.check_aliases(self)
             ready_made.clean_lists(self)
 
     return load_and_clean

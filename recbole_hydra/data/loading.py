@@ -51,6 +51,17 @@ def load_feat(dataset, recboles, path, source):
         ) from error
 
 
+def check_aliases(dataset) -> None:
+    """Raise DatasetError for a column of ``alias_of_*`` that no file has, or that is not loaded."""
+    for name in ("user_id", "item_id"):
+        for column in dataset.config[f"alias_of_{name}"] or []:
+            if column not in dataset.field2type:
+                raise DatasetError(
+                    f"dataset {dataset.dataset_name}: alias_of_{name} names {column!r}, which is "
+                    f"no column that is loaded{did_you_mean(column, dataset.field2type)}"
+                )
+
+
 def _check_columns(dataset, path, source, types, loaded, columns):
     """Name what RecBole would miss only later, or in other words."""
     ids = {
