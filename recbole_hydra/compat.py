@@ -13,6 +13,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -32,7 +33,7 @@ def apply() -> None:
     silence_warnings()
     keep_anomaly_mode_off()
 
-    from recbole.data.dataset import Dataset, dataset
+    from recbole.data.dataset import Dataset, SequentialDataset, dataset
     from recbole.trainer import PretrainTrainer, Trainer
 
     if getattr(Trainer, "_recbole_hydra", False):
@@ -47,6 +48,13 @@ def apply() -> None:
     metrics.mend()
     Dataset._download = _without_barrier(Dataset._download)
     dataset.pd = atomic_files
+    Dataset._load_data = _and_clean_lists(Dataset._load_data)
+    Dataset._load_feat = _after_a_look(Dataset._load_feat)
+    Dataset._remove_duplication = _our_way(Dataset._remove_duplication, "duplicates", "remove")
+    Dataset._filter_by_field_value = _our_way(Dataset._filter_by_field_value, "filters", "apply")
+    SequentialDataset._benchmark_presets = _our_way(
+        SequentialDataset._benchmark_presets, "ready_made", "adopt"
+    )
 
 
 # -- functions of RecBole that our files and loaders need -----------------------------------------
@@ -113,7 +121,7 @@ class _PandasForAtomicFiles:
         missing = {str: [""], np.float64: ["", "nan", "NaN", "NA", "N/A", "null", "None"]}
         return pandas.read_csv(
             path,
-            sep=delimiter,
+            sep=delimiter if len(delimiter) == 1 else re.escape(delimiter),
             usecols=usecols,
             dtype=dtype,
             encoding=encoding,
@@ -128,6 +136,54 @@ class _PandasForAtomicFiles:
 
 #: What RecBole's reader has for pandas.
 atomic_files = _PandasForAtomicFiles()
+
+
+# Steps of RecBole's loading that fail without a word, or do something else than they say. What
+# takes their place is in recbole_hydra.data; RecBole's own Config keeps RecBole's way. Delete each
+# when RecBole's does what ours does.
+
+
+def _our_way(recboles, module, name):
+    """A method of RecBole's datasets that calls ``recbole_hydra.data.<module>.<name>`` instead."""
+
+    @functools.wraps(recboles)
+    def ours_or_recboles(self):
+        from recbole_hydra.data.loading import is_ours
+
+        if not is_ours(self.config):
+            return recboles(self)
+        return getattr(importlib.import_module(f"recbole_hydra.data.{module}"), name)(self)
+
+    return ours_or_recboles
+
+
+def _and_clean_lists(load_data):
+    """RecBole's ``Dataset._load_data``, then padding is taken out of lists of items."""
+
+    @functools.wraps(load_data)
+    def load_and_clean(self, token, dataset_path):
+        load_data(self, token, dataset_path)
+        from recbole_hydra.data import loading, ready_made
+
+        if loading.is_ours(self.config):
+            loading.check_aliases(self)
+            ready_made.clean_lists(self)
+
+    return load_and_clean
+
+
+def _after_a_look(load_feat):
+    """RecBole's ``Dataset._load_feat``, with errors that name the file, the line and the remedy."""
+
+    @functools.wraps(load_feat)
+    def look_and_load(self, filepath, source):
+        from recbole_hydra.data import loading
+
+        if not loading.is_ours(self.config):
+            return load_feat(self, filepath, source)
+        return loading.load_feat(self, load_feat, filepath, source)
+
+    return look_and_load
 
 
 # -- numpy ---------------------------------------------------------------------------------------

@@ -16,7 +16,10 @@ from recbole.utils import EvaluatorType, InputType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_int, positive_number
+from recbole_hydra.data.duplicates import which_to_keep
 from recbole_hydra.data.features import selected_features
+from recbole_hydra.data.filters import interval
+from recbole_hydra.data.ready_made import use_lists
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.metrics import metric_names
 from recbole_hydra.model import get_model
@@ -58,7 +61,7 @@ PROTOCOL = (
     "eval_args", "repeatable", "metrics", "topk", "valid_metric", "data_path", "benchmark_filename",
     "USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "RATING_FIELD", "field_separator",
     "user_inter_num_interval", "item_inter_num_interval", "filter_inter_by_user_or_item",
-    "val_interval", "rm_dup_inter", "domains", "merge_users",
+    "val_interval", "rm_dup_inter", "item_list_padding", "domains", "merge_users",
     "rank_all_items", "time_order",
 )  # fmt: skip
 
@@ -125,19 +128,6 @@ def parse_value(text: str):
         except yaml.YAMLError:
             pass
     return text
-
-
-def _interval(key, value):
-    """Check an interval as RecBole's filters take them, such as ``"[5,inf)"``; several may follow
-    each other, separated by semicolons."""
-    if value is None:
-        return None
-    if isinstance(value, list) and len(value) == 2:  # [5,10] is a list, too
-        value = f"[{value[0]},{value[1]}]"
-    number = r"\s*[-+]?(inf|[\d.]+(e[-+]?\d+)?)\s*"
-    if not re.fullmatch(rf"([(\[]{number},{number}[)\]];?)+", str(value)):
-        raise ConfigError(f"{key} must be an interval such as '[5,inf)', got {value!r}")
-    return value
 
 
 def parse_list(text: str) -> list:
@@ -420,9 +410,11 @@ class Config(RecBoleConfig):
                 return [value]
             return list(value) if isinstance(value, tuple) else value
         if key in ("user_inter_num_interval", "item_inter_num_interval"):
-            return _interval(key, value)
-        if key == "val_interval" and isinstance(value, dict):
-            return {field: _interval(f"{key} of {field}", each) for field, each in value.items()}
+            return interval(key, value)
+        if key in ("field_separator", "seq_separator") and value == "\\t":
+            return "\t"  # as a shell, or yaml without quotes, hands it over
+        if key == "rm_dup_inter":
+            return which_to_keep(value)
         if isinstance(default, bool) and not isinstance(value, bool) and value is not None:
             raise ConfigError(f"{key} must be True or False, got {value!r}")
         if isinstance(default, (int, float)) and isinstance(value, str):
@@ -442,9 +434,8 @@ class Config(RecBoleConfig):
             final["load_col"] = None
             self.notes.append("load_col is not set: loading all columns of benchmark_filename")
             return
-        filtered = final["val_interval"] if isinstance(final["val_interval"], dict) else {}
         columns = [final[f"{name}_FIELD"] for name in ("USER_ID", "ITEM_ID", "TIME")]
-        final["load_col"] = {"inter": list(dict.fromkeys([*columns, *filtered]))}
+        final["load_col"] = {"inter": list(dict.fromkeys(columns))}
         self.notes.append(f"load_col is not set: loading {final['load_col']}")
 
     def _choose_feature_columns(self, final):
@@ -476,6 +467,7 @@ class Config(RecBoleConfig):
         if "MAX_ITEM_LIST_LENGTH" in self.final_config_dict:
             positive_int("MAX_ITEM_LIST_LENGTH", self.final_config_dict["MAX_ITEM_LIST_LENGTH"])
         one_of("time_order", self.final_config_dict["time_order"], ("exact", "recbole"))
+        self._use_ready_made_rows()
         self._choose_training_mode()
         self._fit_item_initialization()
         self._choose_loss_of_text()
@@ -580,6 +572,16 @@ class Config(RecBoleConfig):
             }
             self.notes += [f"{name}: {n}" for n in domain.notes if n not in self.notes]
         final["domain_settings"] = own
+
+    def _use_ready_made_rows(self):
+        """Fit the settings to rows that the dataset's files hold ready-made."""
+        final = self.final_config_dict
+        final["dataset"] = self.dataset
+        if final["item_list_padding"] in (None, False):
+            final["item_list_padding"] = "none"
+        if final["domains"]:
+            return
+        self.notes += use_lists(self, self.folder_of(self.dataset, final["data_path"]))
 
     def _choose_training_mode(self):
         """Resolve ``training_mode: auto`` and ``window_overlap: ~``; check what belongs to them."""

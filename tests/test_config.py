@@ -301,7 +301,6 @@ def test_small_settings_of_the_tests_are_valid():
     [
         ({"user_inter_num_interval": 5}, "user_inter_num_interval must be an interval .*, got 5"),
         ({"item_inter_num_interval": "[a,inf)"}, "item_inter_num_interval must be an interval"),
-        ({"val_interval": {"rating": 3}}, "val_interval of rating must be an interval .*, got 3"),
         ({"MAX_ITEM_LIST_LENGTH": 0}, "MAX_ITEM_LIST_LENGTH must be a positive integer, got 0"),
     ],
 )

@@ -11,14 +11,18 @@ import recbole.data
 import torch
 import yaml
 from recbole.data.utils import create_samplers, get_dataloader
-from recbole.utils import FeatureType, ModelType
+from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean
+from recbole_hydra.data import filters, ready_made
+from recbole_hydra.data.atomic_files import check_file, check_ids
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.features import check_features
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
+from recbole_hydra.data.parts import are_put_in_order, has_lists, list_field, paths
+from recbole_hydra.data.ready_made import JoinedTargets, row_histories, three_parts, use_lists
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.times import (
     describe_difference,
@@ -43,13 +47,16 @@ def create_dataset(config):
             another type, no interactions are left after filtering, or items have no text.
     """
     if config["domains"]:
-        joint = join_domains(config, [create_dataset(own) for own in domain_configs(config)])
+        joint = join_domains(config, [_of_domain(own) for own in domain_configs(config)])
         check_features(config, joint)
         return joint
+    for note in use_lists(config, config["data_path"]):
+        logger.info(note)
+    fetched = not Path(config["data_path"]).exists()  # RecBole fetches it
     _check_files(config)
     _check_saved(config)
     texts = None
-    if has_item_text(config) and Path(config["data_path"]).exists():  # or RecBole fetches it
+    if has_item_text(config) and not fetched:
         texts = read_item_texts(config)
     try:
         dataset = recbole.data.create_dataset(config)
@@ -68,10 +75,22 @@ def create_dataset(config):
     if len(dataset.inter_feat) == 0:
         raise DatasetError(f"dataset {config['dataset']}: its .inter file has no interactions")
     check_features(config, dataset)
+    ready_made.adopt(dataset)
     if has_item_text(config):
         texts = read_item_texts(config) if texts is None else texts
         dataset.item_text = item_sentences(config, dataset, texts)
     return dataset
+
+
+def _of_domain(config):
+    """The dataset of one domain, whose interactions are to be joined with those of others."""
+    if has_lists(config, config["data_path"]):
+        field = list_field(config)
+        raise DatasetError(
+            f"domains: {config['dataset']} has ready-made rows, with histories in {field}, which "
+            "cannot be joined to those of other domains; remove it from domains, or that column"
+        )
+    return create_dataset(config)
 
 
 @dataclass
@@ -165,8 +184,15 @@ def _split(config, dataset) -> list | None:
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
         sequential = config["MODEL_TYPE"] == ModelType.SEQUENTIAL
-        needed = 4 if sequential else 3
+        has_rows = getattr(dataset, "has_ready_made_rows", False)
+        needed = 4 if sequential and not has_rows else 3
         longest = int(dataset.inter_feat[dataset.uid_field].value_counts().max())
+        if longest < needed and has_rows:
+            raise DatasetError(
+                f"dataset {config['dataset']}: no user has rows enough to split: leaving one out "
+                "for validation and one for test takes a user with 3 ready-made rows, the most is "
+                f"{longest}; set eval_args: {{split: {{RS: [8, 1, 1]}}, group_by: none}}"
+            )
         if longest < needed:
             raise DatasetError(
                 f"dataset {config['dataset']}: no user is long enough to split: leaving one "
@@ -175,11 +201,12 @@ def _split(config, dataset) -> list | None:
             )
     if config["training_mode"] != "autoregressive":
         try:
-            return None if config["dataloaders_save_path"] else dataset.build()
+            return None if config["dataloaders_save_path"] else three_parts(dataset.build())
         except NotImplementedError as error:
             raise ConfigError(f"eval_args: {config['eval_args']}: {error}") from error
-    _check_windows_fit(config)
-    splits = TargetDataset.adopt(dataset, whole_histories=config["carry_state"]).build()
+    _check_windows_fit(config, dataset)
+    kind = JoinedTargets if ready_made.is_joined(dataset) else TargetDataset
+    splits = kind.adopt(dataset, whole_histories=config["carry_state"]).build()
     if len(splits[0]) == 0:
         raise DatasetError(
             f"dataset {config['dataset']}: eval_args {config['eval_args']['split']} leaves no "
@@ -199,10 +226,10 @@ def _check_saved(config):
         )
 
 
-def _check_windows_fit(config):
+def _check_windows_fit(config, dataset):
     """Raise ConfigError for what ``training_mode: autoregressive`` cannot express."""
     remedy = "set training_mode: augmentation, or remove it"
-    if config["benchmark_filename"]:
+    if config["benchmark_filename"] and not ready_made.is_joined(dataset):
         raise ConfigError(
             f"benchmark_filename: {config['benchmark_filename']} are RecBole's ready-made rows, "
             f"which training_mode autoregressive cannot join to whole histories; {remedy}"
@@ -243,6 +270,8 @@ def user_histories(dataset) -> dict:
         ``{"items": int32 (interactions,), "start": int64 (users + 1,)}``; the history of internal
         user id u is ``items[start[u]:start[u + 1]]``. Empty where the dataset has no times.
     """
+    if getattr(dataset, "has_ready_made_rows", False):
+        return row_histories(dataset)
     frame = dataset.inter_feat
     if dataset.time_field not in frame:
         return {}
@@ -339,20 +368,20 @@ def _check_files(config):
         raise DatasetError(
             f"dataset {name}: there is no {items}, whose items rank_all_items makes candidates"
         )
-    suffixes = [f"{part}.inter" for part in config["benchmark_filename"] or []] or ["inter"]
-    for suffix in suffixes:
-        path = folder / f"{name}.{suffix}"
+    for path in paths(config, folder):
         if not path.is_file():
             raise DatasetError(
                 f"dataset {name}: {path} is missing; the folder and its files carry the dataset's "
                 "name"
             )
         _check_columns(config, path)
+    ready_made.check(config)
+    filters.prepare(config)
 
 
 def _check_columns(config, path):
     """Raise DatasetError for a column of .inter that the config needs and the file lacks."""
-    types = _read_header(config, path)
+    types = check_file(config, path)
     columns = list(types)
     load_col = config["load_col"]
     if load_col is not None and not isinstance(load_col, dict):
@@ -364,8 +393,17 @@ def _check_columns(config, path):
     if wanted == "*":
         wanted = columns
     fields = {"USER_ID_FIELD": ("token",), "ITEM_ID_FIELD": ("token",)}
-    if config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]:
+    if are_put_in_order(config):
         fields["TIME_FIELD"] = "float", "token"
+    for field in fields:
+        if config[field] not in columns:
+            # Rows that are ready-made can be split without times.
+            ready = field == "TIME_FIELD" and list_field(config) in columns
+            other = ", or eval_args: {order: RO} to split the rows at random" if ready else ""
+            raise DatasetError(
+                f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
+                f"it has {', '.join(columns)}; set {field} to the one that is meant{other}"
+            )
     for column in wanted:
         if column not in columns:
             raise DatasetError(
@@ -373,11 +411,6 @@ def _check_columns(config, path):
                 f"{', '.join(columns)}{did_you_mean(column, columns)}"
             )
     for field, kinds in fields.items():
-        if config[field] not in columns:
-            raise DatasetError(
-                f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
-                f"it has {', '.join(columns)}; set {field} to the one that is meant"
-            )
         if types[config[field]] not in kinds:
             raise DatasetError(
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) of {path} is "
@@ -388,31 +421,7 @@ def _check_columns(config, path):
                 f"dataset {config['dataset']}: column {config[field]!r} ({field}) is not loaded; "
                 f"add it to load_col: {{inter: [{', '.join(wanted)}, {config[field]}]}}"
             )
-
-
-def _read_header(config, path) -> dict:
-    """The columns of an atomic file and their types."""
-    name, kinds = config["dataset"], [kind.value for kind in FeatureType]
-    with open(path, encoding=config["encoding"]) as file:
-        header = file.readline().rstrip("\r\n")
-    if header.startswith("\ufeff"):
-        raise DatasetError(
-            f"dataset {name}: {path} begins with a byte order mark; save it without, or set "
-            "encoding: utf-8-sig"
-        )
-    if config["field_separator"] not in header and "," in header:
-        raise DatasetError(
-            f"dataset {name}: the columns of {path} are not separated by field_separator, "
-            f"{config['field_separator']!r}; set it, or write the file with that"
-        )
-    types = dict(column.partition(":")[::2] for column in header.split(config["field_separator"]))
-    for column, kind in types.items():
-        if kind not in kinds:
-            raise DatasetError(
-                f"dataset {name}: column {column!r} of {path} has the type {kind!r}; its first "
-                f"line has to name one of {', '.join(kinds)}, as in {column}:token"
-            )
-    return types
+    check_ids(config, path, [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]])
 
 
 def _filters(config) -> str:

@@ -18,6 +18,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
 from recbole_hydra import compat
+from recbole_hydra.data.parts import are_put_in_order
 from recbole_hydra.errors import ConfigError, DatasetError
 
 #: From here on float64 does not hold every whole number.
@@ -200,11 +201,11 @@ class ExactTimes(recbole_datasets.Dataset):
         if source != FeatureSource.INTERACTION:
             return super()._load_feat(filepath, source)
         time, config = self.time_field, self.config
+        needed = are_put_in_order(config)
         with _read_as_text(time):
             feat = super()._load_feat(filepath, source)
         if feat is None or time not in feat:
             return feat
-        needed = config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]
         where = f"dataset {self.dataset_name}: {time} (TIME_FIELD) of {filepath}"
         line_of = line_numbers(filepath, config["encoding"])
         try:
@@ -394,6 +395,7 @@ def _test_rows(dataset, order, times):
     users = dataset.inter_feat[dataset.uid_field].to_numpy()[order]
     first = np.r_[True, users[1:] != users[:-1]]
     sequential = dataset.config["MODEL_TYPE"] == ModelType.SEQUENTIAL
+    sequential = sequential and not getattr(dataset, "has_ready_made_rows", False)
     if sequential:  # no row has a first item as target
         order, users = order[~first], users[~first]
         if len(users) == 0:

@@ -11,7 +11,7 @@ from recbole_hydra.data import prepare_data
 DECISIVE = (
     *dataset_arguments, "data_path", "seed", "repeatable", "eval_args", "time_order",
     "training_mode", "carry_state", "domains", "domain_settings", "merge_users", "item_encoder",
-    "item_text_fields", "item_prompt", "missing_item_text",
+    "item_text_fields", "item_prompt", "missing_item_text", "encoding", "item_list_padding",
 )  # fmt: skip
 
 
