@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 
 from recbole_hydra.checks import did_you_mean
-from recbole_hydra.config import parse_value
 from recbole_hydra.errors import TuneError
+from recbole_hydra.settings.parsing import home, parse_value
 
 #: How each kind of range is written.
 FORMS = {
