@@ -128,6 +128,7 @@ def compare(argv: list[str]):
     from recbole_hydra.compare.report import markdown_table, quality_table
     from recbole_hydra.errors import ComparisonError
     from recbole_hydra.settings.parsing import (
+        home,
         parse_arguments,
         parse_list,
         parse_paths,
@@ -149,7 +150,7 @@ def compare(argv: list[str]):
         if not colon or not file:
             raise ComparisonError(f"model_config: expected MODEL:FILE, got {pair!r}")
         model_config.setdefault(model, []).append(file)
-    output_dir = arguments.pop("output_dir")
+    output_dir = home(arguments.pop("output_dir"))
     comparison = run_comparison(
         [str(name) for name in parse_list(arguments.pop("models"))],
         [str(name) for name in parse_list(arguments.pop("dataset", ""))],

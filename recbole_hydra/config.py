@@ -14,7 +14,7 @@ from recbole_hydra.checks import did_you_mean, one_of
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
-from recbole_hydra.settings.evaluation import check_evaluation
+from recbole_hydra.settings.evaluation import check_evaluation, needs_times
 from recbole_hydra.settings.keys import (
     PROPERTIES,
     RENAMED,
@@ -295,6 +295,11 @@ class Config(RecBoleConfig):
             return f"unknown key {key!r}{hint}"
         return f"{self.model} does not read {key!r}{hint}"
 
+    def check_value(self, key: str, value):
+        """Read a value that the setting ``key`` could have instead; raises ConfigError for one that
+        it cannot."""
+        return check(key, value, rules_of(self.model_class))
+
     def _get_final_config_dict(self):
         rules = rules_of(self.model_class)
         for key, value in self.external_config_dict.items():
@@ -303,7 +308,7 @@ class Config(RecBoleConfig):
                 value = {**self.internal_config_dict[key], **value}
             self.external_config_dict[key] = value
         final = super()._get_final_config_dict()
-        if final["eval_args"].get("order") == "TO":
+        if needs_times(final["eval_args"]):
             self._choose_columns(final)
         if "item_encoder" not in self.internal_config_dict:
             final.pop("item_encoder", None)  # set for Hydra beside it; this model reads no text
@@ -559,8 +564,8 @@ class Config(RecBoleConfig):
         source = source_of(self.model_class)
         if learner == "sparse_adam" and source is not None and "sparse=True" not in source:
             raise ConfigError(
-                f"learner: sparse_adam is for sparse gradients, and those of {self.model} are dense; "
-                "use adam"
+                "learner: sparse_adam is for sparse gradients, and those of "
+                f"{self.model} are dense; use adam"
             )
 
     def _init_device(self):

@@ -24,6 +24,7 @@ from recbole_hydra.config import Config
 from recbole_hydra.data import PreparedData, Vocabulary, make_loaders, prepare_data
 from recbole_hydra.data.cooccurrence import initialize_items
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
+from recbole_hydra.settings.parsing import home
 from recbole_hydra.trainer import LAST, get_trainer
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def train(
     """
     start = time.perf_counter()
     boolean("saved", saved)
+    resume = home(resume)
     layers = (config_file_list, config_dict, argv)
     state = None
     if resume is None:
@@ -174,7 +176,7 @@ def train(
     )
     history = getattr(trainer, "history", [])
     result = {
-        "best_valid_score": best_score,
+        "best_valid_score": None if best_result is None else best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,
         "wall_seconds": time.perf_counter() - start,

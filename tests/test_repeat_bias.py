@@ -298,5 +298,5 @@ def test_a_history_that_cannot_count_as_one(changes, message):
 
 
 def test_another_form():
-    with pytest.raises(ConfigError, match="repeat_bias must be one of none, item, shared, dist"):
+    with pytest.raises(ConfigError, match="repeat_bias must be one of item, shared, dist"):
         model_and_data(repeat_bias="always")

@@ -209,7 +209,7 @@ def _refuse_twice(what, values):
 def _paths(files) -> list[str]:
     """Absolute, since a run works in its own folder."""
     files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    return [os.path.abspath(file) for file in files]
+    return [os.path.abspath(home(file)) for file in files]
 
 
 def _refuse_own_keys(where, keys):

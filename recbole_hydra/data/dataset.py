@@ -20,9 +20,11 @@ from recbole_hydra.data.atomic_files import read_columns
 from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
+from recbole_hydra.data.splits import check_labels, check_parts
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra.settings.evaluation import needs_times
 
 logger = logging.getLogger(__name__)
 
@@ -146,18 +148,14 @@ def _build(config, dataset) -> list | None:
                 f"interaction out for validation and one for test takes a user with {needed} "
                 f"interactions, the longest has {longest}"
             )
-    if config["training_mode"] != "autoregressive":
-        try:
-            return None if config["dataloaders_save_path"] else dataset.build()
-        except NotImplementedError as error:
-            raise ConfigError(f"eval_args: {config['eval_args']}: {error}") from error
-    _check_windows_fit(config)
-    splits = TargetDataset.adopt(dataset, whole_histories=config["carry_state"]).build()
-    if len(splits[0]) == 0:
-        raise DatasetError(
-            f"dataset {config['dataset']}: eval_args {config['eval_args']['split']} leaves no "
-            "interaction to train on"
-        )
+    check_labels(config, dataset)
+    if config["training_mode"] == "autoregressive":
+        _check_windows_fit(config)
+        dataset = TargetDataset.adopt(dataset, whole_histories=config["carry_state"])
+    elif config["dataloaders_save_path"]:
+        return None
+    splits = dataset.build()
+    check_parts(config, splits)
     return splits
 
 
@@ -179,10 +177,6 @@ def _check_windows_fit(config):
         raise ConfigError(
             f"benchmark_filename: {config['benchmark_filename']} are RecBole's ready-made rows, "
             f"which training_mode autoregressive cannot join to whole histories; {remedy}"
-        )
-    if config["eval_args"]["order"] != "TO":
-        raise ConfigError(
-            f"eval_args: order {config['eval_args']['order']} mixes up the histories; set order: TO"
         )
     if config["dataloaders_save_path"]:
         raise ConfigError(
@@ -329,16 +323,11 @@ def _check_columns(config, path):
     types = _read_header(config, path)
     columns = list(types)
     load_col = config["load_col"]
-    if load_col is not None and not isinstance(load_col, dict):
-        raise DatasetError(
-            f"load_col must be a dict such as {{inter: [user_id, item_id]}}, or ~ for all columns, "
-            f"got {load_col!r}"
-        )
     wanted = "*" if load_col is None else load_col.get("inter", [])
     if wanted == "*":
         wanted = columns
     fields = {"USER_ID_FIELD": "token", "ITEM_ID_FIELD": "token"}
-    if config["eval_args"]["order"] == "TO" and not config["benchmark_filename"]:
+    if needs_times(config["eval_args"]) and not config["benchmark_filename"]:
         fields["TIME_FIELD"] = "float"
     for column in wanted:
         if column not in columns:

@@ -35,6 +35,11 @@ def parts_left_out(eval_args) -> tuple[bool, bool]:
     return how[1] > 0, how[2] > 0
 
 
+def needs_times(eval_args) -> bool:
+    """Whether the interactions are ordered, or split, by time."""
+    return eval_args["order"] == "TO" or "TS" in eval_args["split"]
+
+
 def check_evaluation(final: dict, written: dict) -> None:
     """Refuse settings of evaluation that contradict each other.
 
@@ -82,7 +87,4 @@ def check_evaluation(final: dict, written: dict) -> None:
         )
     order = final["eval_args"]["order"]
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and order != "TO":
-        raise ConfigError(
-            f"eval_args: order: {order} mixes up the histories that a sequential model reads; "
-            "set order: TO"
-        )
+        raise ConfigError(f"eval_args: order {order} mixes up the histories; set order: TO")

@@ -14,9 +14,6 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.settings.parsing import home, parse_list
 
-#: Spellings of no and yes, as yaml has them.
-_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
 
 class UnfitError(ValueError):
     """A value that a rule does not take; its message, if there is one, is a hint.
@@ -126,11 +123,11 @@ def integer(least=None, most=None, words=None) -> Rule:
 
 
 def switch() -> Rule:
-    """True or False, as Python and yaml write them."""
+    """True or False, in upper or lower case."""
 
     def read(value):
         if isinstance(value, str):
-            value = _SWITCHES.get(value.strip().lower())
+            value = {"true": True, "false": False}.get(value.strip().lower(), value)
         if not isinstance(value, bool):
             raise UnfitError
         return value

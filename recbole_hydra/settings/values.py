@@ -184,7 +184,7 @@ def _train_neg_sample_args(name, value):
             f"{name}: dynamic chooses among candidates: candidate_num must be a positive integer, "
             f"got {found.get('candidate_num')!r}"
         )
-    return found
+    return found and {"distribution": "uniform", **found}  # RecBole's default
 
 
 def _clip_grad_norm() -> Nested:
@@ -277,9 +277,13 @@ def _names(what, words=None) -> Rule:
     return list_of(name_of(what), words or f"a list of {what}s")
 
 
-def _columns(words) -> Rule:
-    """Columns by atomic file; ``"*"`` is all of them."""
-    return optional(mapping(words, either(choice(("*",)), optional(_names("column")))))
+def _columns(words, none="no") -> Rule:
+    """Columns by atomic file; ``"*"`` is all of them; ``none`` is what None stands for."""
+    columns = mapping(words, either(choice(("*",)), optional(_names("column"))))
+    return Rule(
+        f"{words}, or ~ for {none} columns",
+        lambda value: None if value is None else columns.read(value),
+    )
 
 
 _DISCRETIZATION = Nested(
@@ -318,6 +322,13 @@ def _domain_settings(name, value):
             for key, each in (keys or {}).items()
         }
     return found
+
+
+def _head_dim(name, value):
+    value = integer(least=1)(name, value)
+    if value % 2:
+        raise ConfigError(f"{name} must be even, for the rotary positions, got {value}")
+    return value
 
 
 def _amount() -> Rule:
@@ -385,7 +396,7 @@ WRITTEN = {
     "MAX_ITEM_LIST_LENGTH": integer(least=1),
     "seq_len": optional(mapping("a dict such as {title: 10}", integer(least=1))),
     "threshold": optional(mapping("a dict of one column, such as {rating: 4}", number(), most=1)),
-    "load_col": _columns("a dict such as {inter: [user_id, item_id]}"),
+    "load_col": _columns("a dict such as {inter: [user_id, item_id]}", none="all"),
     "unload_col": _columns("a dict such as {item: [title]}"),
     "unused_col": _columns("a dict such as {inter: [timestamp]}"),
     "additional_feat_suffix": optional(_names("file suffix", "a list of file suffixes")),
@@ -435,7 +446,7 @@ WRITTEN_FOR_OURS = {
         ),
         integer(least=1),
     ),
-    "head_dim": integer(least=2, words="an even integer of at least 2"),
+    "head_dim": _head_dim,
     **dict.fromkeys(
         (
             "initializer_range", "linear_initializer_range", "norm_eps", "llm_learning_rate",
@@ -497,7 +508,7 @@ def _by_type(kind, choices) -> Rule | None:
     kinds = re.split(r"\W+or\W+|\s+or\s+", kind.strip())
     if choices:
         one = choice(choices)
-        return list_of(one, f"a list of {', '.join(choices)}") if "list" in kinds else one
+        return list_of(one, f"{one.words}, or several") if "list" in kinds else one
     plain = {
         "int": integer(), "float": number(), "bool": switch(), "str": text(),
         "list": list_of(anything(), "a list"), "dict": mapping("a dict", anything()),
