@@ -491,7 +491,7 @@ def read_comments(file) -> dict:
 def derived_rules(file) -> dict:
     """The rules that the comments and defaults of a yaml file of ours, or RecBole's general ones,
     give: by type, and by choices where they are listed."""
-    defaults = _read_yaml(file)
+    defaults = read_yaml(file)
     rules = {}
     for key, comment in read_comments(file).items():
         types = _TYPES.match(comment)
@@ -528,7 +528,7 @@ def lenient_rules(file) -> dict:
     """The rules of a model of RecBole's, from its yaml: by the type of the default, with care,
     since a comment there is not always right, and lists have a meaning in places."""
     comments, rules = read_comments(file), {}
-    for key, default in _read_yaml(file).items():
+    for key, default in read_yaml(file).items():
         comment = comments.get(key, "")
         rule = _by_default(key, default, comment)
         if rule is not None:
@@ -559,7 +559,8 @@ def _by_default(key, default, comment) -> Rule | None:
     return None
 
 
-def _read_yaml(file) -> dict:
+def read_yaml(file) -> dict:
+    """A yaml file, as RecBole reads it."""
     with open(file, encoding="utf-8") as stream:
         return yaml.load(stream, Loader=_YAML_LOADER) or {}
 
@@ -593,7 +594,7 @@ def rules_of(model_class: type) -> dict:
         package = base.__module__.split(".")[0]
         if package == "recbole_hydra" and ours.is_file():
             rules |= derived_rules(ours) | {
-                key: rule for key, rule in WRITTEN_FOR_OURS.items() if key in _read_yaml(ours)
+                key: rule for key, rule in WRITTEN_FOR_OURS.items() if key in read_yaml(ours)
             }
         elif package == "recbole" and recboles.is_file():
             rules |= lenient_rules(recboles)
