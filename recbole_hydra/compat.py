@@ -260,10 +260,10 @@ def _no_negative(number, whose, what="items"):
     from recbole_hydra.errors import DatasetError
 
     return DatasetError(
-        f"negative sampling would never end: of the {number} {what} to draw from, none is a "
-        f"negative for {whose}; BPR, and sampled rankings such as uni100, need two items, and one "
-        "that the user has not had: use loss_type CE and mode full, or leave such users out with "
-        "user_inter_num_interval"
+        f"negative sampling would never end: of what can be drawn ({what}: {number}), nothing is "
+        f"a negative for {whose}; BPR, and sampled rankings such as uni100, need two items, and "
+        "one that the user has not had: use loss_type CE and mode full, or leave such users out "
+        "with user_inter_num_interval"
     )
 
 

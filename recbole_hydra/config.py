@@ -147,6 +147,8 @@ class Config(RecBoleConfig):
 
     def _load_config_files(self, file_list):
         merged = {}
+        if isinstance(file_list, (str, os.PathLike)):
+            file_list = [file_list]
         for file in map(home, file_list or []):
             try:
                 with open(file, encoding="utf-8") as stream:
@@ -529,6 +531,7 @@ class Config(RecBoleConfig):
         """Make ``train_neg_sample_args`` fit ``loss_type``, for models that train on either."""
         final = self.final_config_dict
         if hasattr(self.model_class, "input_type") or "loss_type" not in final:
+            self._check_pairs()
             return
         loss_types = getattr(self.model_class, "LOSS_TYPES", ("CE", "BPR"))
         loss_type = one_of("loss_type", final["loss_type"], loss_types)
@@ -557,6 +560,17 @@ class Config(RecBoleConfig):
             sampling = dict(BPR_NEGATIVES)
             self.notes.append(f"train_neg_sample_args is set to {sampling}, since loss_type is BPR")
         final["train_neg_sample_args"] = sampling
+
+    def _check_pairs(self):
+        """Refuse to leave out the negatives of a model that learns from pairs."""
+        final, pairwise = self.final_config_dict, InputType.PAIRWISE
+        sampling = final["train_neg_sample_args"]
+        sampling = sampling["distribution"] if isinstance(sampling, dict) else sampling
+        if sampling in NO_SAMPLING and getattr(self.model_class, "input_type", None) == pairwise:
+            raise ConfigError(
+                f"train_neg_sample_args: {self.model} learns from pairs and needs negatives: "
+                f"remove it, or set {BPR_NEGATIVES}"
+            )
 
     def _check_learner(self):
         """Refuse sparse_adam, which torch has for sparse gradients alone, where there are none."""

@@ -167,7 +167,9 @@ def train(
     zero_shot = None
     if adapts and state is None:
         zero_shot = {
-            phase: dict(trainer.evaluate(loader, False, show_progress=config["show_progress"]))
+            phase: dict(
+                trainer.evaluate(loader, False, show_progress=config["show_progress"]) or {}
+            )
             for phase, loader in zip(("valid", "test"), loaders[1:], strict=True)
         }
         root_logger.info(set_color("before any training", "yellow") + f": {zero_shot}")

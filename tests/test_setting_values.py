@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from recbole.model.sequential_recommender import SASRec
 
 from recbole_hydra import Config, Hydra, Mamba4Rec, load_model, run_recbole_hydra
+from recbole_hydra.checkpoint import plain_settings
 from recbole_hydra.compare import compare
 from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError, TuneError
 from recbole_hydra.model import MODELS
@@ -329,12 +330,13 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["auto", "augmentation"])
 @pytest.mark.parametrize("key, value, message", WRONG)
-def test_other_values_are_one_line_in_both_training_modes(key, value, message, mode):
-    with pytest.raises(ConfigError, match=message) as caught:
-        config(**{"training_mode": mode, key: value})
-    assert "\n" not in str(caught.value)
+def test_other_values_are_one_line(key, value, message):
+    # What is evaluated does not depend on how training goes through the data.
+    for mode in ("auto", "augmentation") if key == "eval_args" else ("auto",):
+        with pytest.raises(ConfigError, match=message) as caught:
+            config(**{"training_mode": mode, key: value})
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -354,6 +356,21 @@ def test_other_values_are_one_line_in_both_training_modes(key, value, message, m
 def test_negative_sampling_that_cannot_be(model, given, message):
     with pytest.raises(ConfigError, match=message):
         config(model, train_neg_sample_args=given)
+
+
+@pytest.mark.parametrize("nothing", [None, "none", {"distribution": "none"}])
+def test_a_model_of_pairs_needs_negatives(nothing):
+    with pytest.raises(ConfigError, match="train_neg_sample_args: BPR learns from pairs"):
+        config("BPR", train_neg_sample_args=nothing)
+
+
+@pytest.mark.parametrize("model", ["Hydra", "Mamba4Rec", "SASRec", "BPR", "Pop", "NeuMF", "DIN"])
+def test_the_settings_of_a_run_can_be_given_again(model):
+    """As those of a comparison's settings.yaml."""
+    first = Config(model, "ml-100k")
+    plain = {k: v for k, v in plain_settings(first).items() if k != "data_path"}
+    again = Config(model, "ml-100k", config_dict=plain)
+    assert again.final_config_dict == first.final_config_dict
 
 
 @pytest.mark.parametrize("where", ["command line", "config_dict", "mine.yaml"])
@@ -432,7 +449,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *rest: None if name == "wandb" else real(name)
     )
-    with pytest.raises(ConfigError, match="log_wandb must be .*got True: .*pip install wandb"):
+    with pytest.raises(ConfigError, match="log_wandb needs .*pip install wandb"):
         config(log_wandb=True)
     assert config(log_wandb=False)["log_wandb"] is False
 
@@ -539,9 +556,14 @@ def run(model, data_path, name="a", **changes):
         ({"TS": [0.7, 0, 0.3]}, False, True),
     ],
 )
-@pytest.mark.parametrize("mode", ["full", "uni5"])
 @pytest.mark.parametrize(
-    "model, training", [("Hydra", "auto"), ("Hydra", "augmentation"), ("BPR", "auto")]
+    "model, training, mode",
+    [
+        ("Hydra", "auto", "full"),
+        ("Hydra", "augmentation", "full"),
+        ("Hydra", "auto", "uni5"),
+        ("BPR", "auto", "full"),
+    ],
 )
 def test_runs_without_validation_or_test(
     make_dataset, model, training, mode, split, has_valid, has_test
@@ -555,6 +577,15 @@ def test_runs_without_validation_or_test(
     )
     assert (result["test_result"] is not None) == has_test
     assert parts_left_out({"split": split}) == (has_valid, has_test)
+
+
+def test_domains_without_validation_or_test(make_dataset):
+    path = make_dataset("a", ROWS)
+    make_dataset("b", ROWS[::-1])
+    for way in ("valid_only", "test_only"):
+        result = run("Hydra", path, None, domains=["a", "b"], eval_args={"split": {"LS": way}})
+        assert (result["best_valid_result"] is None) == (way == "test_only")
+        assert (result["test_result"] is None) == (way == "valid_only")
 
 
 def test_a_split_that_leaves_nothing_is_named(make_dataset):
@@ -638,22 +669,22 @@ def test_recboles_samplers_are_guarded_themselves():
     made = sampler(Sampler, used_ids=np.array([free, full], dtype=object))
     assert made.sample_by_user_ids([0, 0], [1, 1], 2).tolist() == [2, 2, 2, 2]
     for users in ([1], [0, 1]):
-        with pytest.raises(DatasetError, match="of the 2 items to draw from"):
+        with pytest.raises(DatasetError, match="items: 2"):
             made.sample_by_user_ids(users, [1] * len(users), 1)
     popular = {"prob": {1: 1.0}, "alias": {1: -1}}
     made = sampler(Sampler, "popularity", used_ids=np.array([free, {2}], dtype=object), **popular)
     assert made.sample_by_user_ids([1], [2], 3).tolist() == [1, 1, 1]
-    with pytest.raises(DatasetError, match="of the 1 items to draw from"):
+    with pytest.raises(DatasetError, match="items: 1"):
         made.sample_by_user_ids([0], [1], 1)
     made = sampler(RepeatableSampler, item_num=2, user_num=2)
-    with pytest.raises(DatasetError, match="of the 1 items to draw from"):
+    with pytest.raises(DatasetError, match="items: 1"):
         made.sample_by_user_ids([1, 0], [1, 1], 1)
     made = sampler(KGSampler, entity_num=3, used_ids=np.array([set(), full], dtype=object))
     assert set(made.sample_by_entity_ids([0], 4).tolist()) <= full
-    with pytest.raises(DatasetError, match="of the 2 entities to draw from"):
+    with pytest.raises(DatasetError, match="entities: 2"):
         made.sample_by_entity_ids([1])
     made = sampler(SeqSampler, item_num=2)
-    with pytest.raises(DatasetError, match="of the 1 items to draw from"):
+    with pytest.raises(DatasetError, match="items: 1"):
         made.sample_neg_sequence(torch.tensor([1, 1]))
 
 

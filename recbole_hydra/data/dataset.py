@@ -102,7 +102,8 @@ def make_loaders(config, data: PreparedData) -> tuple:
     domains = getattr(data.dataset, "domains", None)
     if domains is None:
         return loaders
-    return loaders[0], *(DomainLoaders(loader, domains) for loader in loaders[1:])
+    parts = (DomainLoaders(loader, domains) if len(loader) else loader for loader in loaders[1:])
+    return loaders[0], *parts
 
 
 def _loaders(config, data):

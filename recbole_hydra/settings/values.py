@@ -247,15 +247,11 @@ def _one_process() -> Rule:
     return Rule("1", read)
 
 
-def _log_wandb() -> Rule:
-    plain = switch()
-
-    def read(value):
-        if plain.read(value) and importlib.util.find_spec("wandb") is None:
-            raise UnfitError(": it needs Weights & Biases; pip install wandb")
-        return plain.read(value)
-
-    return Rule("False without the package wandb", read)
+def _log_wandb(name, value):
+    value = switch()(name, value)
+    if value and importlib.util.find_spec("wandb") is None:
+        raise ConfigError(f"{name} needs the package of Weights & Biases; pip install wandb")
+    return value
 
 
 def _words_in(source: str, pattern: str) -> list[str]:
@@ -357,7 +353,7 @@ WRITTEN = {
     "dataset_save_path": off(_NO_SAVED_DATA),
     "save_dataloaders": off(_NO_SAVED_DATA),
     "dataloaders_save_path": optional(path()),
-    "log_wandb": _log_wandb(),
+    "log_wandb": _log_wandb,
     "epochs": integer(least=0),
     "train_batch_size": integer(least=1),
     "eval_batch_size": integer(least=1),
