@@ -35,7 +35,7 @@ class Rule:
     Attributes:
         words: that, so that "KEY must be ``words``" is a sentence.
         read: takes a value, returns it as the run has it; raises :class:`UnfitError` for any other.
-        kind: "path", "list" or "", for those who ask which settings are paths, or lists.
+        kind: "path" or "", for those who ask which settings are paths.
     """
 
     words: str
@@ -227,7 +227,7 @@ def list_of(rule: Rule, words, empty=True) -> Rule:
                 ) from None
         return found
 
-    return Rule(words, read, "list")
+    return Rule(words, read)
 
 
 def mapping(words, values: Rule, most=None) -> Rule:
@@ -261,13 +261,12 @@ class Nested:
     rules: dict
     needed: tuple = ()
     switched_off: tuple = ()
-    kind: str = ""
 
     def __call__(self, name: str, value):
         """As :meth:`Rule.__call__`."""
-        if any(value is off or value == off for off in self.switched_off):
-            return None
         if not isinstance(value, dict):
+            if (value is None or isinstance(value, str)) and value in self.switched_off:
+                return None
             none = ", or ~ (None)" if None in self.switched_off else ""
             raise ConfigError(f"{name} must be a dict such as {self.example}{none}, got {value!r}")
         for key in value:

@@ -142,7 +142,7 @@ def _group() -> Rule:
     word = choice(("user", "none"))
 
     def read(value):
-        return None if value is None or str(value).lower() == "none" else word.read(value)
+        return value if value is None or str(value).lower() == "none" else word.read(value)
 
     return Rule("user or none", read)
 
