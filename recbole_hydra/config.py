@@ -260,9 +260,10 @@ class Config(RecBoleConfig):
     def _settings_of_origin(self) -> dict:
         """The settings that decide the form of the model that ``adapt_from`` names."""
         origin = self.external_config_dict.get("adapt_from")
-        if not origin or "adapt_from" not in self.internal_config_dict:
+        if origin is None or "adapt_from" not in self.internal_config_dict:
             return {}
-        settings = checkpoint.load_checkpoint(os.path.expanduser(origin))["config"]
+        origin = self.check_value("adapt_from", origin)
+        settings = checkpoint.load_checkpoint(origin)["config"]
         if "text" not in str(settings.get("item_encoder")):
             raise ConfigError(
                 f"adapt_from: {origin} knows its items by their ids, which another dataset does "

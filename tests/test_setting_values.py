@@ -225,6 +225,25 @@ def test_nothing_else_is_a_batch_size(value):
         check("train_batch_size", value, common_rules())
 
 
+#: Values that are hardly what anybody means, each for every setting.
+STRANGE = (
+    None, "", "none", "~", -1, 2.5, 10**400, float("nan"), "1e400", True, [], [None], [[1]], {},
+    {"a": None}, {"a": {"b": [1]}}, {1, 2}, b"x", object(), np.array([1, 2]), np.array([]),
+    np.array(None), torch.ones(2), Path("~/x"), len, "[1,2", "{a: 1}", " 5 ", "0x10",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [Hydra, Mamba4Rec, SASRec], ids=lambda model: model.__name__)
+def test_any_value_is_read_or_refused_in_one_line(model):
+    rules = rules_of(model)
+    for key in rules:
+        for value in STRANGE:
+            try:
+                check(key, value, rules)
+            except ConfigError as error:
+                assert "\n" not in str(error) and key in str(error)
+
+
 # -- values that are not -------------------------------------------------------------------------
 
 

@@ -74,8 +74,10 @@ def _number(value) -> float:
                 break
             except ValueError:
                 continue
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UnfitError
+    if isinstance(value, int) and abs(value) >= 2**63 or not math.isfinite(value):
+        raise UnfitError  # no machine's number
     return value
 
 
