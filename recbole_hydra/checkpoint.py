@@ -80,7 +80,7 @@ def load_checkpoint(path, map_location="cpu") -> dict:
         CheckpointError: no such file, a truncated or corrupt one, one with a pickled payload (from
             RecBole or anyone else), or one of another format or a newer version.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint file")
     try:

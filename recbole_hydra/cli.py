@@ -102,9 +102,9 @@ def main(argv=None) -> int:
 
 def train(argv: list[str]) -> dict:
     """Run the job of the plain command: one model on one dataset; returns its result."""
-    from recbole_hydra.config import parse_arguments, parse_paths, parse_value
     from recbole_hydra.errors import ConfigError
     from recbole_hydra.quick_start import run_recbole_hydra
+    from recbole_hydra.settings.parsing import parse_arguments, parse_paths, parse_value
 
     if not argv[0].startswith("-"):
         raise ConfigError(f"command line: unknown command {argv[0]!r}; see recbole-hydra --help")
@@ -126,8 +126,14 @@ def compare(argv: list[str]):
     """Run the job ``compare``, and print its tables; returns the Comparison."""
     from recbole_hydra.compare import compare as run_comparison
     from recbole_hydra.compare.report import markdown_table, quality_table
-    from recbole_hydra.config import parse_arguments, parse_list, parse_paths, parse_value
     from recbole_hydra.errors import ComparisonError
+    from recbole_hydra.settings.parsing import (
+        home,
+        parse_arguments,
+        parse_list,
+        parse_paths,
+        parse_value,
+    )
 
     arguments = parse_arguments(argv)
     for key in ("models", "dataset", "output_dir"):
@@ -144,7 +150,7 @@ def compare(argv: list[str]):
         if not colon or not file:
             raise ComparisonError(f"model_config: expected MODEL:FILE, got {pair!r}")
         model_config.setdefault(model, []).append(file)
-    output_dir = arguments.pop("output_dir")
+    output_dir = home(arguments.pop("output_dir"))
     comparison = run_comparison(
         [str(name) for name in parse_list(arguments.pop("models"))],
         [str(name) for name in parse_list(arguments.pop("dataset", ""))],
@@ -175,8 +181,8 @@ def tune(argv: list[str]):
 
     from tabulate import tabulate
 
-    from recbole_hydra.config import parse_arguments, parse_paths, parse_value
     from recbole_hydra.errors import TuneError
+    from recbole_hydra.settings.parsing import parse_arguments, parse_paths, parse_value
     from recbole_hydra.tune import tune as run_sweep
 
     arguments = parse_arguments(argv)

@@ -1,11 +1,6 @@
 """RecBole's Config with our models, our defaults, and no key that goes unread unnoticed."""
 
-import ast
-import inspect
 import os
-import re
-import sys
-from functools import lru_cache
 from pathlib import Path
 
 import recbole
@@ -15,46 +10,34 @@ from recbole.evaluator import metric_types
 from recbole.utils import EvaluatorType, InputType
 
 from recbole_hydra import checkpoint
-from recbole_hydra.checks import boolean, did_you_mean, one_of, positive_int, positive_number
-from recbole_hydra.data.duplicates import which_to_keep
+from recbole_hydra.checks import did_you_mean, one_of
 from recbole_hydra.data.features import selected_features
-from recbole_hydra.data.filters import interval
 from recbole_hydra.data.ready_made import use_lists
+from recbole_hydra.data.splits import needs_times
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
-from recbole_hydra.metrics import metric_names
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import can_carry_state, is_causal
-
-#: The yaml of this package: beside the package in a checkout, inside it once installed.
-PROPERTIES = next(
-    folder
-    for folder in (Path(__file__).parent / "properties", Path(__file__).parents[1] / "properties")
-    if folder.is_dir()
+from recbole_hydra.settings.evaluation import check_evaluation
+from recbole_hydra.settings.keys import (
+    PROPERTIES,
+    RENAMED,
+    RUN_KEYS,
+    computed_keys,
+    keys_in,
+    keys_of_other_models,
+    keys_recbole_reads,
+    why_computed,
 )
-
-#: Keys that hold lists although their default in RecBole's yaml does not show it.
-LIST_KEYS = {
-    "additional_feat_suffix",
-    "alias_of_entity_id",
-    "alias_of_item_id",
-    "alias_of_relation_id",
-    "alias_of_user_id",
-    "adapt",
-    "benchmark_filename",
-    "domains",
-    "item_text_fields",
-    "normalize_field",
-    "selected_features",
-}
-
-#: Keys that RecBole's entry points read before there is a Config.
-RUN_KEYS = {"model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset"}
-
-#: The keys of dict-valued settings. RecBole ignores any other key in them.
-NESTED_KEYS = {
-    "eval_args": {"split", "order", "group_by", "mode"},
-    "train_neg_sample_args": {"distribution", "sample_num", "alpha", "dynamic", "candidate_num"},
-}
+from recbole_hydra.settings.parsing import home, parse_arguments, parse_value
+from recbole_hydra.settings.values import (
+    NO_SAMPLING,
+    check,
+    common_rules,
+    dataset_name,
+    is_path,
+    rules_of,
+)
+from recbole_hydra.sources import source_of
 
 #: Settings that must be the same in runs that are compared, since another value is another task.
 PROTOCOL = (
@@ -87,9 +70,6 @@ _NOT_OF_ORIGIN = {
 #: What turns BPR's negative sampling on where nobody asked for another.
 BPR_NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 
-#: What RecBole writes where there is no negative sampling.
-_NO_SAMPLING = (None, "None", "none")
-
 
 def default_config(model: str) -> str:
     """Return the path of our default yaml of ``model``, for RecBole's own ``Config``::
@@ -105,69 +85,6 @@ def default_config(model: str) -> str:
         hint = did_you_mean(model, known) or f"; there are defaults for {', '.join(known)}"
         raise ConfigError(f"default_config: no default configuration of {model!r}{hint}")
     return str(path)
-
-
-def parse_value(text: str):
-    """Turn the text of a command-line or dict value into what it spells.
-
-    Python and yaml spellings of numbers, booleans, None, lists and dicts are understood; anything
-    else stays the string it is. Nothing is evaluated (RecBole calls ``eval``).
-    """
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        pass
-    word = text.strip().lower()
-    if word in ("true", "false"):
-        return word == "true"
-    if word in ("null", "~"):  # "none" stays text: it is the name of a choice in RecBole
-        return None
-    if text.strip()[:1] in ("[", "{"):
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError:
-            pass
-    return text
-
-
-def parse_list(text: str) -> list:
-    """Split comma- or space-separated text into a list of parsed values."""
-    return [parse_value(item) for item in re.split(r"[,\s]+", text.strip("[]() ")) if item]
-
-
-def parse_paths(text: str) -> list[str]:
-    """Split comma-separated paths; those that spaces separate, as RecBole has it, where no file has
-    the spaces in its name."""
-    paths = []
-    for part in filter(None, map(str.strip, text.split(","))):
-        pieces = part.split()
-        is_one = os.path.exists(part) or not any(map(os.path.exists, pieces))
-        paths += [part] if is_one else pieces
-    return paths
-
-
-def parse_arguments(argv: list[str]) -> dict[str, str]:
-    """Read ``--key=value`` and ``--key value`` arguments into a dict of strings.
-
-    Raises:
-        ConfigError: an argument that is neither, or a key given twice with different values.
-    """
-    arguments: dict[str, str] = {}
-    remaining = list(argv)
-    while remaining:
-        argument = remaining.pop(0)
-        key, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not key:
-            raise ConfigError(f"command line: expected --key=value, got {argument!r}")
-        if not equals:
-            if not remaining or remaining[0].startswith("--"):
-                raise ConfigError(f"command line: --{key} has no value; write --{key}=value")
-            value = remaining.pop(0)
-        if arguments.setdefault(key, value) != value:
-            raise ConfigError(
-                f"command line: --{key} is given twice, as {arguments[key]!r} and {value!r}"
-            )
-    return arguments
 
 
 class Config(RecBoleConfig):
@@ -233,7 +150,9 @@ class Config(RecBoleConfig):
 
     def _load_config_files(self, file_list):
         merged = {}
-        for file in file_list or []:
+        if isinstance(file_list, (str, os.PathLike)):
+            file_list = [file_list]
+        for file in map(home, file_list or []):
             try:
                 with open(file, encoding="utf-8") as stream:
                     values = yaml.load(stream, Loader=self.yaml_loader)
@@ -261,12 +180,15 @@ class Config(RecBoleConfig):
         return values
 
     def _convert_config_dict(self, config_dict):
-        return {
-            key: parse_value(value)
-            if isinstance(value, str) and key not in ("model", "dataset")
-            else value
-            for key, value in config_dict.items()
-        }
+        return {key: self._convert(key, value) for key, value in config_dict.items()}
+
+    @staticmethod
+    def _convert(key, value):
+        if not isinstance(value, str) or key in ("model", "dataset"):
+            return value
+        if value == "~" and is_path(common_rules().get(key)):
+            return value  # the home folder: a setting that is always a path cannot be None
+        return parse_value(value)
 
     def _get_model_and_dataset(self, model, dataset):
         model = model if model is not None else self.external_config_dict.get("model")
@@ -276,19 +198,19 @@ class Config(RecBoleConfig):
             if value is None:
                 raise ConfigError(f"{name}: not given; pass --{name}=NAME, or {name}= in Python")
         if isinstance(model, str):
-            return model, get_model(model), str(dataset)
-        return model.__name__, model, str(dataset)
+            return model, get_model(model), dataset_name(dataset)
+        return model.__name__, model, dataset_name(dataset)
 
     def _joint_name(self, dataset):
         """The name of the dataset that ``domains`` make together; without them ``dataset``."""
         domains = self.external_config_dict.get("domains")
         if domains is None:
             return dataset
-        domains = parse_list(domains) if isinstance(domains, str) else domains
-        if not isinstance(domains, (list, tuple)) or not domains:
+        domains = check("domains", domains, common_rules())
+        if not domains:
             raise ConfigError(f"domains must be a list of datasets, got {domains!r}")
-        domains = [str(name) for name in domains]
         for name in domains:
+            dataset_name(name, "domains")
             if domains.count(name) > 1:
                 raise ConfigError(f"domains: {name} is listed twice")
         joint = "+".join(domains)
@@ -332,18 +254,19 @@ class Config(RecBoleConfig):
         )
         listed = {key for keys in self.parameters.values() for key in keys}
         listed.discard("config_file")  # RecBole lists it, and reads config_files
-        own = _keys_model_reads(model_class)
-        self._model_is_unread = own is None  # its source could not be found
-        self._read_keys = set(self.internal_config_dict) | listed | RUN_KEYS | _keys_recbole_reads()
-        self._read_keys |= own or set()
+        source = source_of(model_class)
+        self._model_is_unread = source is None
+        self._read_keys = set(self.internal_config_dict) | listed | RUN_KEYS | keys_recbole_reads()
+        self._read_keys |= keys_in(source or "")
         self._check_keys()
 
     def _settings_of_origin(self) -> dict:
         """The settings that decide the form of the model that ``adapt_from`` names."""
         origin = self.external_config_dict.get("adapt_from")
-        if not origin or "adapt_from" not in self.internal_config_dict:
+        if origin is None or "adapt_from" not in self.internal_config_dict:
             return {}
-        settings = checkpoint.load_checkpoint(os.path.expanduser(origin))["config"]
+        origin = self.check_value("adapt_from", origin)
+        settings = checkpoint.load_checkpoint(origin)["config"]
         if "text" not in str(settings.get("item_encoder")):
             raise ConfigError(
                 f"adapt_from: {origin} knows its items by their ids, which another dataset does "
@@ -355,73 +278,53 @@ class Config(RecBoleConfig):
     def _check_keys(self):
         """Refuse keys of the user's layers that nothing reads; note those only other models do."""
         for where, values in self._sources:
-            for key, value in values.items():
+            for key in values:
                 problem = self.unread_key(key)
-                if problem is not None and problem.startswith("unknown"):
+                if problem is not None and problem.startswith(("unknown", "computed")):
                     raise ConfigError(f"{where}: {problem}")
                 if problem is not None:
                     self.notes.append(f"{where}: {problem}")
-                if key in NESTED_KEYS and isinstance(value, dict):
-                    for nested in value:
-                        if nested not in NESTED_KEYS[key]:
-                            hint = did_you_mean(nested, NESTED_KEYS[key])
-                            raise ConfigError(f"{where}: unknown key {nested!r} in {key}{hint}")
 
     def unread_key(self, key: str) -> str | None:
         """Say that nothing reads ``key``, or that only other models do, with the nearest key that
-        is read; None where it is read."""
+        is read, or that it cannot be set; None where it is read."""
+        if key in computed_keys():
+            return f"computed key {key!r}: {why_computed(key)}; set that"
         if key in self._read_keys:
             return None
-        hint = did_you_mean(key, [*self._options, *self._read_keys])
+        hint = did_you_mean(key, {*self._options, *self._read_keys} - computed_keys())
         if key in self._options:
             hint = f"; it is an argument of its own, --{key} on the command line"
-        if not self._model_is_unread and key not in _keys_of_other_models():
+        elif key in RENAMED:
+            return f"unknown key {key!r}; RecBole has {RENAMED[key]!r} for it today"
+        if not self._model_is_unread and key not in keys_of_other_models():
             return f"unknown key {key!r}{hint}"
         return f"{self.model} does not read {key!r}{hint}"
 
+    def check_value(self, key: str, value):
+        """Read a value that the setting ``key`` could have instead; raises ConfigError for one that
+        it cannot."""
+        return check(key, value, rules_of(self.model_class))
+
     def _get_final_config_dict(self):
+        rules = rules_of(self.model_class)
         for key, value in self.external_config_dict.items():
-            default = self.internal_config_dict.get(key)
-            self.external_config_dict[key] = self._fit_to_default(key, value, default)
+            value = check(key, value, rules)
+            if key == "eval_args":
+                value = {**self.internal_config_dict[key], **value}
+            self.external_config_dict[key] = value
         final = super()._get_final_config_dict()
-        if final["eval_args"].get("order") == "TO":
+        if needs_times(final["eval_args"]):
             self._choose_columns(final)
         if "item_encoder" not in self.internal_config_dict:
             final.pop("item_encoder", None)  # set for Hydra beside it; this model reads no text
         self._choose_feature_columns(final)
         self._choose_item_column(final)
         for key in PATH_KEYS:
-            path = final.get(key) and os.path.abspath(os.path.expanduser(final[key]))
+            path = final.get(key) and os.path.abspath(home(final[key]))
             if path and (os.path.exists(path) or key == "item_llm_cache"):
                 final[key] = path  # otherwise it is a name, or not there, which is said later
         return final
-
-    @staticmethod
-    def _fit_to_default(key, value, default):
-        """Give a value the shape its key has: a list, a full ``eval_args``, a number."""
-        if key == "eval_args":
-            if not isinstance(value, dict):
-                raise ConfigError(f"eval_args must be a dict, got {value!r}")
-            return {**default, **value}
-        if key in LIST_KEYS or isinstance(default, list):
-            if isinstance(value, str):
-                return parse_list(value)
-            if isinstance(value, (bool, int, float)):
-                return [value]
-            return list(value) if isinstance(value, tuple) else value
-        if key in ("user_inter_num_interval", "item_inter_num_interval"):
-            return interval(key, value)
-        if key in ("field_separator", "seq_separator") and value == "\\t":
-            return "\t"  # as a shell, or yaml without quotes, hands it over
-        if key == "rm_dup_inter":
-            return which_to_keep(value)
-        if isinstance(default, bool) and not isinstance(value, bool) and value is not None:
-            raise ConfigError(f"{key} must be True or False, got {value!r}")
-        if isinstance(default, (int, float)) and isinstance(value, str):
-            raise ConfigError(f"{key} must be a number, got {value!r}")
-        if key in ("data_path", "checkpoint_dir") and isinstance(value, (int, float)):
-            return str(value)  # a folder may be called 2024
-        return value
 
     def _choose_columns(self, final):
         """Load users, items and times where neither the user nor a dataset's yaml names columns.
@@ -457,26 +360,21 @@ class Config(RecBoleConfig):
         if final["rank_all_items"] is None:
             final["rank_all_items"] = "text" in str(final.get("item_encoder"))
         loaded = (columns.get("item") or []) if isinstance(columns, dict) else [item_id]
-        if boolean("rank_all_items", final["rank_all_items"]) and item_id not in loaded:
+        if final["rank_all_items"] and item_id not in loaded:
             final["load_col"] = {**columns, "item": [item_id, *loaded]}
             self.notes.append("rank_all_items: all items of the .item file are candidates")
 
     # -- values that depend on each other ------------------------------------------------------
 
     def _set_default_parameters(self):
-        if "MAX_ITEM_LIST_LENGTH" in self.final_config_dict:
-            positive_int("MAX_ITEM_LIST_LENGTH", self.final_config_dict["MAX_ITEM_LIST_LENGTH"])
-        one_of("time_order", self.final_config_dict["time_order"], ("exact", "recbole"))
         self._use_ready_made_rows()
         self._choose_training_mode()
         self._fit_item_initialization()
         self._choose_loss_of_text()
         self._fit_negative_sampling()
         self._fit_later_targets()
-        if (decay := self.final_config_dict["learning_rate_decay"]) is not None:
-            positive_int("learning_rate_decay", decay)
-        self._check_metrics()
-        self._refuse_saved_data()
+        self._check_learner()
+        check_evaluation(self.final_config_dict, self.external_config_dict)
         if self.final_config_dict["domains"]:
             self._check_domains()
         data_path = self.final_config_dict["data_path"]
@@ -512,16 +410,12 @@ class Config(RecBoleConfig):
         """Refuse settings that several domains at once cannot have."""
         final = self.final_config_dict
         temperature = final["domain_temperature"]
-        if isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
-            raise ConfigError(f"domain_temperature must be a number, got {temperature!r}")
-        if not temperature >= 1:
-            raise ConfigError(f"domain_temperature must be at least 1, got {temperature!r}")
         if temperature > 1 and (final["training_mode"] != "autoregressive" or final["carry_state"]):
             raise ConfigError(
                 "domain_temperature: above 1 it is for training_mode autoregressive without "
                 "carry_state; remove one"
             )
-        if boolean("merge_users", final["merge_users"]) and final.get("user_model") == "per_domain":
+        if final["merge_users"] and final.get("user_model") == "per_domain":
             raise ConfigError(
                 "merge_users, user_model: one timeline over all domains goes through one user "
                 "model; set user_model: shared"
@@ -586,8 +480,7 @@ class Config(RecBoleConfig):
     def _choose_training_mode(self):
         """Resolve ``training_mode: auto`` and ``window_overlap: ~``; check what belongs to them."""
         final, name = self.final_config_dict, self.model
-        modes = ("auto", "autoregressive", "augmentation")
-        mode = one_of("training_mode", final["training_mode"], modes)
+        mode = final["training_mode"]
         causal = is_causal(self.model_class)
         if mode == "autoregressive" and not causal:
             raise ConfigError(
@@ -603,7 +496,7 @@ class Config(RecBoleConfig):
                 "models Hydra, Mamba4Rec, SASRec and GRU4Rec"
             )
         final["training_mode"] = mode
-        if boolean("carry_state", final["carry_state"]):
+        if final["carry_state"]:
             if not can_carry_state(self.model_class):
                 raise ConfigError(
                     f"carry_state: {name} has no state to carry; Hydra and Mamba4Rec have"
@@ -622,7 +515,7 @@ class Config(RecBoleConfig):
             return
         if mode != "autoregressive":
             self.notes.append("window_overlap is not used: training_mode is not autoregressive")
-        elif isinstance(overlap, bool) or not isinstance(overlap, int) or not 0 <= overlap <= size:
+        elif overlap > size:
             raise ConfigError(
                 f"window_overlap must be an integer in 0 .. MAX_ITEM_LIST_LENGTH ({size}), or ~ "
                 f"for half of it, got {overlap!r}"
@@ -630,11 +523,8 @@ class Config(RecBoleConfig):
 
     def _fit_item_initialization(self):
         """Check ``item_initialization``; a default that the run cannot use is dropped."""
-        final, ways = self.final_config_dict, ("normal", "cooccurrence")
-        way = one_of("item_initialization", final["item_initialization"], ways)
-        if final["cooccurrence_std"] is not None:
-            positive_number("cooccurrence_std", final["cooccurrence_std"])
-        if way == "normal":
+        final = self.final_config_dict
+        if final["item_initialization"] == "normal":
             return
         if not is_causal(self.model_class):
             why = (
@@ -654,11 +544,6 @@ class Config(RecBoleConfig):
         """Check ``later_targets``; a default that the run cannot use is dropped."""
         final = self.final_config_dict
         weights = final["later_targets"] or []
-        if not isinstance(weights, list):
-            weights = [weights]
-        for weight in weights:
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-                raise ConfigError(f"later_targets must be positive numbers, got {weight!r}")
         fits = final["training_mode"] == "autoregressive" and final.get("loss_type", "CE") == "CE"
         if weights and not fits:
             if self.external_config_dict.get("later_targets"):
@@ -674,6 +559,7 @@ class Config(RecBoleConfig):
         """Make ``train_neg_sample_args`` fit ``loss_type``, for models that train on either."""
         final = self.final_config_dict
         if hasattr(self.model_class, "input_type") or "loss_type" not in final:
+            self._check_pairs()
             return
         loss_types = getattr(self.model_class, "LOSS_TYPES", ("CE", "BPR"))
         loss_type = one_of("loss_type", final["loss_type"], loss_types)
@@ -681,9 +567,9 @@ class Config(RecBoleConfig):
             final["MODEL_INPUT_TYPE"] = InputType.POINTWISE  # RecBole knows only those two
         written = "train_neg_sample_args" in self.external_config_dict
         sampling = final.get("train_neg_sample_args")
-        if isinstance(sampling, dict) and sampling.get("distribution") in _NO_SAMPLING:
+        if isinstance(sampling, dict) and sampling.get("distribution") in NO_SAMPLING:
             sampling = None
-        if sampling in _NO_SAMPLING:
+        if sampling in NO_SAMPLING:
             sampling = None
         if written and (loss_type != "BPR") != (sampling is None):
             remedy = {
@@ -703,33 +589,26 @@ class Config(RecBoleConfig):
             self.notes.append(f"train_neg_sample_args is set to {sampling}, since loss_type is BPR")
         final["train_neg_sample_args"] = sampling
 
-    def _check_metrics(self):
-        """Refuse metrics that do not exist, and a valid_metric that is not computed."""
-        final = self.final_config_dict
-        metrics, topk = final["metrics"], final["topk"]
-        metrics = [metrics] if isinstance(metrics, str) else metrics
-        for metric in metrics:
-            if str(metric).lower() not in metric_types:
-                hint = did_you_mean(metric, metric_types)
-                raise ConfigError(f"metrics: there is no metric {metric!r}{hint}")
-        topk = [topk] if isinstance(topk, int) else topk
-        if not isinstance(topk, list) or not all(isinstance(k, int) and k > 0 for k in topk):
-            raise ConfigError(f"topk must be positive integers, got {topk!r}")
-        computed = metric_names(metrics, topk)
-        if str(final["valid_metric"]).lower() not in [name.lower() for name in computed]:
+    def _check_pairs(self):
+        """Refuse to leave out the negatives of a model that learns from pairs."""
+        final, pairwise = self.final_config_dict, InputType.PAIRWISE
+        sampling = final["train_neg_sample_args"]
+        sampling = sampling["distribution"] if isinstance(sampling, dict) else sampling
+        if sampling in NO_SAMPLING and getattr(self.model_class, "input_type", None) == pairwise:
             raise ConfigError(
-                f"valid_metric: {final['valid_metric']} is not computed; metrics and topk give "
-                f"{', '.join(computed)}"
+                f"train_neg_sample_args: {self.model} learns from pairs and needs negatives: "
+                f"remove it, or set {BPR_NEGATIVES}"
             )
 
-    def _refuse_saved_data(self):
-        """Data are loaded anew: RecBole takes what it saved whatever the settings are by then."""
-        for key in ("save_dataset", "dataset_save_path", "save_dataloaders"):
-            if self.final_config_dict.get(key):
-                raise ConfigError(
-                    f"{key}: data are loaded anew, in seconds; RecBole takes what it saved "
-                    "whatever eval_args and data_path are by then; remove it"
-                )
+    def _check_learner(self):
+        """Refuse sparse_adam, which torch has for sparse gradients alone, where there are none."""
+        learner = self.final_config_dict["learner"].lower()
+        source = source_of(self.model_class)
+        if learner == "sparse_adam" and source is not None and "sparse=True" not in source:
+            raise ConfigError(
+                "learner: sparse_adam is for sparse gradients, and those of "
+                f"{self.model} are dense; use adam"
+            )
 
     def _init_device(self):
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -740,59 +619,3 @@ class Config(RecBoleConfig):
             import torch
 
             self.final_config_dict["device"] = torch.device("cpu")
-
-
-# -- which keys are read, found in the sources that read them ------------------------------------
-
-_READS_KEY = re.compile(
-    r"""config\[\s*["'](\w+)["']\s*\]          # config["key"], self.config['key']
-      | ["'](\w+)["']\s+(?:not\s+)?in\s+(?:self\.)?config\b   # "key" in config
-      | config\.get\(\s*["'](\w+)["']          # config.get("key")
-      | \.setting\(\s*["'](\w+)["']            # self.setting("key"), our models
-    """,
-    re.VERBOSE,
-)
-
-
-def _keys_in(text: str) -> set[str]:
-    return {key for match in _READS_KEY.finditer(text) for key in match.groups() if key}
-
-
-@lru_cache(maxsize=1)
-def _keys_recbole_reads() -> frozenset[str]:
-    """Keys that RecBole reads for any model, listed in its yaml or not (``encoding``, ...)."""
-    root = Path(recbole.__file__).parent
-    files = [path for path in root.rglob("*.py") if path.parent.parent.name != "model"]
-    return frozenset(key for path in files for key in _keys_in(path.read_text(encoding="utf-8")))
-
-
-@lru_cache(maxsize=1)
-def _keys_of_other_models() -> frozenset[str]:
-    """Keys that some model of RecBole or of ours reads or has a default for."""
-    root = Path(recbole.__file__).parent
-    keys = set()
-    for path in (root / "model").rglob("*.py"):
-        keys |= _keys_in(path.read_text(encoding="utf-8"))
-    for folder in (root / "properties" / "model", PROPERTIES / "model"):
-        for path in folder.glob("*.yaml"):
-            keys |= set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    return frozenset(keys)
-
-
-def _keys_model_reads(model_class: type) -> set[str] | None:
-    """Keys that a model class and its bases read, a user's own class included.
-
-    None where the source of a class cannot be found, as of one typed into a prompt.
-    """
-    keys = set()
-    for base in model_class.__mro__:
-        if base.__module__.split(".")[0] in ("builtins", "abc", "torch"):
-            continue
-        try:
-            keys |= _keys_in(inspect.getsource(sys.modules[base.__module__]))
-        except (OSError, TypeError, KeyError):
-            try:
-                keys |= _keys_in(inspect.getsource(base))
-            except (OSError, TypeError):
-                return None
-    return keys

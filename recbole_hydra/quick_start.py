@@ -24,6 +24,7 @@ from recbole_hydra.config import Config
 from recbole_hydra.data import PreparedData, Vocabulary, make_loaders, prepare_data
 from recbole_hydra.data.cooccurrence import initialize_items
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
+from recbole_hydra.settings.parsing import home
 from recbole_hydra.trainer import LAST, get_trainer
 
 logger = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ def train(
     """
     start = time.perf_counter()
     boolean("saved", saved)
+    resume = home(resume)
     layers = (config_file_list, config_dict, argv)
     state = None
     if resume is None:
@@ -165,7 +167,9 @@ def train(
     zero_shot = None
     if adapts and state is None:
         zero_shot = {
-            phase: dict(trainer.evaluate(loader, False, show_progress=config["show_progress"]))
+            phase: dict(
+                trainer.evaluate(loader, False, show_progress=config["show_progress"]) or {}
+            )
             for phase, loader in zip(("valid", "test"), loaders[1:], strict=True)
         }
         root_logger.info(set_color("before any training", "yellow") + f": {zero_shot}")
@@ -174,7 +178,7 @@ def train(
     )
     history = getattr(trainer, "history", [])
     result = {
-        "best_valid_score": best_score,
+        "best_valid_score": None if best_result is None else best_score,
         "valid_score_bigger": config["valid_metric_bigger"],
         "best_valid_result": best_result,
         "wall_seconds": time.perf_counter() - start,

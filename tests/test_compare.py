@@ -453,7 +453,7 @@ def test_an_interrupted_comparison_leaves_a_valid_partial_report():
             ComparisonError,
             "metrics: AUC is not",
         ),
-        ({"argv": ["--eval_args={'order': 'RO'}"]}, ComparisonError, "eval_args: order RO"),
+        ({"argv": ["--eval_args={'order': 'RO'}"]}, ConfigError, "eval_args: order RO"),
         ({"argv": ["--eval_args={'mode': 'uni100'}"]}, ComparisonError, "ranks all items"),
         ({"argv": ["--learning_rat=1"]}, ConfigError, "unknown key 'learning_rat'"),
         ({"argv": ["--populrity=False"]}, ConfigError, "did you mean 'popularity'"),

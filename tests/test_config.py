@@ -7,9 +7,9 @@ from conftest import SMALL_HYDRA, small
 from recbole.model.sequential_recommender import SASRec
 
 from recbole_hydra import Config, Hydra, default_config
-from recbole_hydra.config import parse_arguments, parse_list, parse_paths, parse_value
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model import MODELS, get_model, recbole_model_names
+from recbole_hydra.settings.parsing import parse_arguments, parse_list, parse_paths, parse_value
 
 
 def config(model="Hydra", dataset="tiny", argv=(), files=None, **values):
@@ -154,15 +154,21 @@ def test_files_that_are_not_config_files(yaml_file):
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"metrics": "Hits"}, "there is no metric 'Hits'; did you mean 'hit'"),
+        ({"metrics": "Hits"}, "metrics must be a list of .*, got 'Hits'; did you mean 'hit'"),
         ({"valid_metric": "NDCG@20"}, "valid_metric: NDCG@20 is not computed.*NDCG@10"),
         ({"topk": [0]}, "topk must be positive integers"),
         ({"topk": "ten"}, "topk must be positive integers"),
-        ({"epochs": "many"}, "epochs must be a number, got 'many'"),
+        ({"epochs": "many"}, "epochs must be an integer of at least 0, got 'many'"),
         ({"show_progress": "maybe"}, "show_progress must be True or False, got 'maybe'"),
-        ({"eval_args": "full"}, "eval_args must be a dict, got 'full'"),
-        ({"eval_args": {"mode": "ful"}}, "config: the mode .ful. in eval_args is not supported"),
-        ({"metrics": ["Hit", "AUC"], "valid_metric": "Hit@10"}, "config: Ranking metrics"),
+        ({"eval_args": "full"}, "eval_args must be a dict such as .*, got 'full'"),
+        (
+            {"eval_args": {"mode": "ful"}},
+            "eval_args: mode must be full, .* uniN .*'ful'; did you mean 'full'",
+        ),
+        (
+            {"metrics": ["Hit", "AUC"], "valid_metric": "Hit@10"},
+            "metrics: Hit are of rankings, AUC of single",
+        ),
         ({"loss_type": "CEE"}, "loss_type must be one of CE, BPR, SampledCE, gBCE, got 'CEE'"),
     ],
 )

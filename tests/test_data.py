@@ -41,7 +41,6 @@ def test_a_folder_without_its_inter_file(make_dataset, tmp_path):
             {"load_col": {"inter": ["user_id", "item_id", "timestap"]}},
             "load_col asks for column 'timestap'.*did you mean 'timestamp'",
         ),
-        ({"load_col": "*"}, r"load_col must be a dict .* or ~ for all columns, got '\*'"),
         (
             {"load_col": {"inter": ["user_id", "item_id"]}},
             "'timestamp' .TIME_FIELD. is not loaded; add it to load_col",
@@ -109,7 +108,7 @@ def test_topk_above_the_number_of_items_is_refused_before_training(make_dataset)
 def test_saved_data_is_refused(make_dataset, model):
     path = make_dataset("movies", ROWS)
     for key in ("save_dataset", "save_dataloaders", "dataset_save_path"):
-        with pytest.raises(ConfigError, match=f"{key}: .*anew, in seconds"):
+        with pytest.raises(ConfigError, match=f"{key} .*anew, in seconds"):
             config("movies", path, model, **{key: True})
     made = config("movies", path, model)
     split_dataset(made, create_dataset(made))
@@ -118,13 +117,6 @@ def test_saved_data_is_refused(make_dataset, model):
     saved.touch()
     with pytest.raises(DatasetError, match="RecBole would take saved/movies-Seq.*; remove it"):
         create_dataset(made)
-
-
-def test_splits_that_recbole_does_not_have(make_dataset):
-    made = config("movies", make_dataset("movies", ROWS), "BERT4Rec")
-    made["eval_args"]["split"] = {"LS": "valid"}
-    with pytest.raises(ConfigError, match="eval_args: .*LS.*valid"):
-        split_dataset(made, create_dataset(made))
 
 
 def test_ready_made_rows_need_no_time(tmp_path):

@@ -281,7 +281,7 @@ def test_learns_which_items_come_again(make_dataset):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"history_as_one": "yes"}, "history_as_one must be True or False, got 'yes'"),
+        ({"history_as_one": "yes"}, "history_as_one must be True or False, .*got 'yes'"),
         (
             {"history_as_one": True, "repeat_bias": "none"},
             "history_as_one: True leaves it to the repeat bias .* but repeat_bias is none",
@@ -298,5 +298,5 @@ def test_a_history_that_cannot_count_as_one(changes, message):
 
 
 def test_another_form():
-    with pytest.raises(ConfigError, match="repeat_bias must be one of none, item, shared, dist"):
+    with pytest.raises(ConfigError, match="repeat_bias must be one of item, shared, dist"):
         model_and_data(repeat_bias="always")

@@ -59,13 +59,13 @@ def sweep(space, output_dir="out", **changes):
 # -- a whole sweep --------------------------------------------------------------------------------
 
 
-#: A good value, a hopeless one, one that diverges, and one that is no number.
-SPACE = {"learning_rate": [0.02, 1e-5, 1e30, "fast"]}
+#: A good value, a hopeless one, and one that diverges.
+SPACE = {"learning_rate": [0.02, 1e-5, 1e30]}
 
 
 @pytest.fixture(scope="module")
 def whole(local_ray, tmp_path_factory):
-    """A sweep of them, and two trials that fail."""
+    """A sweep of them."""
     folder = tmp_path_factory.mktemp("whole")
     before = os.getcwd()
     os.chdir(folder)
@@ -92,10 +92,7 @@ def test_trials_that_fail_are_recorded_and_not_fatal(whole):
     diverged = trial_of(whole, 1e30)
     assert diverged["status"] == "failed"
     assert "TrainingError: the loss is nan" in diverged["error"]
-    impossible = trial_of(whole, "fast")
-    assert impossible["status"] == "failed"
-    assert impossible["error"] == "ConfigError: learning_rate must be a number, got 'fast'"
-    assert len(whole.trials) == 4
+    assert len(whole.trials) == 3
 
 
 def test_every_evaluation_is_reported_with_epoch_and_seconds(whole):
@@ -162,7 +159,7 @@ def test_nothing_is_left_of_a_trial_but_its_best_epoch(whole):
 def test_a_sweep_can_be_read_again_and_resumed_when_it_is_over(whole, monkeypatch):
     again = Sweep(whole.folder)
     assert again.best == whole.best and again.test_result == whole.test_result
-    assert "1 finished, 1 stopped" in repr(again) and "2 failed" in repr(again)
+    assert "1 finished, 1 stopped" in repr(again) and "1 failed" in repr(again)
     # Nothing is left to do: not even Ray is asked.
     monkeypatch.setattr("recbole_hydra.tune.cluster.connection", None)
     again = {"epochs": 8, "grace_period": 2, "reduction_factor": 2, "resume": True}
@@ -210,8 +207,9 @@ def test_a_missing_dataset_takes_no_folder(local_ray, elsewhere):
 
 
 def test_a_sweep_without_any_score_says_why(local_ray, elsewhere):
-    with pytest.raises(TuneError, match="no trial came to a validation score; .*head_dim"):
-        sweep({"head_dim": [7]}, num_samples=1)
+    space = {"history_as_one": [True], "repeat_bias": ["none"]}  # cannot be built
+    with pytest.raises(TuneError, match="no trial came to a validation score; .*history_as_one"):
+        sweep(space, num_samples=1)
     assert pd.read_csv("out/trials.csv")["status"].tolist() == ["failed"]
 
 

@@ -4,6 +4,7 @@ from recbole_hydra.checks import boolean
 from recbole_hydra.compare.comparison import Comparison
 from recbole_hydra.compare.plan import FOLDER, make_plan
 from recbole_hydra.compare.runner import run_tasks
+from recbole_hydra.settings.parsing import home
 
 __all__ = ["Comparison", "compare"]
 
@@ -61,6 +62,7 @@ def compare(
         ("show_progress", show_progress),
     ):  # fmt: skip
         boolean(name, value)
+    output_dir = home(output_dir)
     layers = (config_file_list, model_config, config_dict, argv)
     plan = make_plan(models, datasets, seeds, output_dir, *layers, popularity)
     FOLDER.claim(output_dir, plan.identity, resume)

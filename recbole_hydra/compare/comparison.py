@@ -30,8 +30,8 @@ class Comparison:
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        self.identity = FOLDER.read(folder)
+        self.folder = Path(folder).expanduser()
+        self.identity = FOLDER.read(self.folder)
         self.runs, self._ranks = [], {}
         for dataset in self.identity["datasets"]:
             for model in self.identity["models"]:

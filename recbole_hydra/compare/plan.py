@@ -11,12 +11,13 @@ from recbole.utils import ModelType
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
 from recbole_hydra.compare.ranks import KNOWN, display, fingerprint, left_out_targets
-from recbole_hydra.config import PATH_KEYS, PROTOCOL, Config, parse_arguments, parse_list
+from recbole_hydra.config import PATH_KEYS, PROTOCOL, Config
 from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import is_causal
 from recbole_hydra.output_folder import OutputFolder
+from recbole_hydra.settings.parsing import home, parse_arguments, parse_list
 
 #: The popularity baseline, in every comparison unless it is switched off.
 POPULARITY = "Pop"
@@ -210,7 +211,7 @@ def _refuse_twice(what, values):
 def _paths(files) -> list[str]:
     """Absolute, since a run works in its own folder."""
     files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
-    return [os.path.abspath(file) for file in files]
+    return [os.path.abspath(home(file)) for file in files]
 
 
 def _refuse_own_keys(where, keys):

@@ -23,6 +23,7 @@ from recbole_hydra.data.features import check_features
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
 from recbole_hydra.data.parts import are_put_in_order, has_lists, list_field, paths
 from recbole_hydra.data.ready_made import JoinedTargets, row_histories, three_parts, use_lists
+from recbole_hydra.data.splits import check_labels, check_parts
 from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.data.times import (
     describe_difference,
@@ -132,7 +133,8 @@ def make_loaders(config, data: PreparedData) -> tuple:
     domains = getattr(data.dataset, "domains", None)
     if domains is None:
         return loaders
-    return loaders[0], *(DomainLoaders(loader, domains) for loader in loaders[1:])
+    parts = (DomainLoaders(loader, domains) if len(loader) else loader for loader in loaders[1:])
+    return loaders[0], *parts
 
 
 def _loaders(config, data):
@@ -199,19 +201,15 @@ def _split(config, dataset) -> list | None:
                 f"interaction out for validation and one for test takes a user with {needed} "
                 f"interactions, the longest has {longest}"
             )
-    if config["training_mode"] != "autoregressive":
-        try:
-            return None if config["dataloaders_save_path"] else three_parts(dataset.build())
-        except NotImplementedError as error:
-            raise ConfigError(f"eval_args: {config['eval_args']}: {error}") from error
-    _check_windows_fit(config, dataset)
-    kind = JoinedTargets if ready_made.is_joined(dataset) else TargetDataset
-    splits = kind.adopt(dataset, whole_histories=config["carry_state"]).build()
-    if len(splits[0]) == 0:
-        raise DatasetError(
-            f"dataset {config['dataset']}: eval_args {config['eval_args']['split']} leaves no "
-            "interaction to train on"
-        )
+    check_labels(config, dataset)
+    if config["training_mode"] == "autoregressive":
+        _check_windows_fit(config, dataset)
+        kind = JoinedTargets if ready_made.is_joined(dataset) else TargetDataset
+        dataset = kind.adopt(dataset, whole_histories=config["carry_state"])
+    elif config["dataloaders_save_path"]:
+        return None
+    splits = three_parts(dataset.build())
+    check_parts(config, splits)
     return splits
 
 
@@ -233,10 +231,6 @@ def _check_windows_fit(config, dataset):
         raise ConfigError(
             f"benchmark_filename: {config['benchmark_filename']} are RecBole's ready-made rows, "
             f"which training_mode autoregressive cannot join to whole histories; {remedy}"
-        )
-    if config["eval_args"]["order"] != "TO":
-        raise ConfigError(
-            f"eval_args: order {config['eval_args']['order']} mixes up the histories; set order: TO"
         )
     if config["dataloaders_save_path"]:
         raise ConfigError(
@@ -384,11 +378,6 @@ def _check_columns(config, path):
     types = check_file(config, path)
     columns = list(types)
     load_col = config["load_col"]
-    if load_col is not None and not isinstance(load_col, dict):
-        raise DatasetError(
-            f"load_col must be a dict such as {{inter: [user_id, item_id]}}, or ~ for all columns, "
-            f"got {load_col!r}"
-        )
     wanted = "*" if load_col is None else load_col.get("inter", [])
     if wanted == "*":
         wanted = columns

@@ -75,7 +75,7 @@ class TargetCollector(Collector):
         """Keep what the metrics need of a block: see RecBole's method of this name."""
         others = ("rec.meanrank", "rec.score", "data.label")
         rows = torch.arange(len(scores_tensor))
-        if not torch.equal(positive_u, rows) or any(self.register.need(key) for key in others):
+        if any(map(self.register.need, others)) or not torch.equal(positive_u, rows):
             return super().eval_batch_collect(scores_tensor, interaction, positive_u, positive_i)
         collect_lists(self, scores_tensor)
         if not self.register.need("rec.topk"):

@@ -6,6 +6,7 @@ from pathlib import Path
 from recbole.utils import ModelType
 
 from recbole_hydra.data.atomic_files import read_header
+from recbole_hydra.data.splits import needs_times
 from recbole_hydra.errors import ConfigError, DatasetError
 
 #: Models that read columns as features: a list of items is one, where the user asks for it.
@@ -76,4 +77,4 @@ def are_put_in_order(config) -> bool:
     if config["benchmark_filename"]:  # parts without lists are joined into histories
         lists = has_lists(config, config["data_path"])
         return config["MODEL_TYPE"] == ModelType.SEQUENTIAL and not lists
-    return config["eval_args"]["order"] == "TO"
+    return needs_times(config["eval_args"])

@@ -13,6 +13,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
 
+from recbole_hydra.compat import refuse_endless_sampling
 from recbole_hydra.data.targets import POSITION
 from recbole_hydra.errors import ConfigError
 
@@ -192,6 +193,9 @@ class WindowLoader(AbstractDataLoader):
         sampling = config["train_neg_sample_args"]
         self.negatives = 0 if sampling["distribution"] == "none" else sampling["sample_num"]
         self._init_batch_size_and_step()
+        if self.negatives:
+            rows = dataset.inter_feat
+            refuse_endless_sampling(sampler, rows[dataset.uid_field], rows[dataset.iid_field])
 
         self.items = dataset.timeline[dataset.iid_field]
         self.is_target = torch.zeros(len(self.items), dtype=torch.bool)

@@ -83,7 +83,7 @@ def tune(
         model, dataset, space, num_samples, search, scheduler, grace_period, reduction_factor,
         config_file_list, config_dict, argv,
     )  # fmt: skip
-    folder = Path(output_dir).absolute()
+    folder = Path(output_dir).expanduser().absolute()
     if set("#?") & set(str(folder)):
         raise TuneError(
             f"output_dir {folder}: Ray takes # and ? for parts of an address; choose another name"

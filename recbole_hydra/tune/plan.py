@@ -10,9 +10,11 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import one_of, positive_int
-from recbole_hydra.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config, parse_arguments
+from recbole_hydra.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config
+from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError, TuneError
 from recbole_hydra.output_folder import OutputFolder, read_json, write_json
+from recbole_hydra.settings.parsing import home, parse_arguments
 from recbole_hydra.tune.space import Space, read_space
 
 SEARCHES = ("random", "grid", "optuna")
@@ -118,6 +120,15 @@ def make_plan(
     for key in base.external_config_dict:
         if key in _OWN:
             raise TuneError(f"{key}: a sweep sets it for every trial; {_OWN[key]}")
+    if not all(parts_left_out(base["eval_args"])):
+        raise TuneError(
+            f"eval_args: split {base['eval_args']['split']}: a sweep chooses on validation and "
+            "ends on the test set; leave something out for both"
+        )
+    if not base["eval_step"]:
+        raise TuneError(
+            "eval_step: 0 never evaluates, and a sweep chooses on validation; remove it"
+        )
     settings = {
         key: value
         for key, value in base.external_config_dict.items()
@@ -166,7 +177,7 @@ def _find(space, model):
                 f"{', '.join(known)}); pass --space=FILE"
             )
         return path
-    if isinstance(space, (str, os.PathLike)) and not Path(space).exists():
+    if isinstance(space, (str, os.PathLike)) and not Path(home(space)).exists():
         parts = Path(space).parts
         ours = PROPERTIES.joinpath(*parts[1:])
         if parts[:1] == ("properties",) and ours.is_file():
@@ -189,6 +200,11 @@ def _check_space(space, base, written):
                 f"{where}: is also set to {written[key]!r}, on the command line or in config_dict; "
                 "remove one"
             )
+        for value in space.parameters[key].examples():
+            try:
+                base.check_value(key, value)
+            except ConfigError as error:
+                raise TuneError(f"{space.source}: {error}") from error
 
 
 def _trial_config(plan, params) -> Config:

@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 
 from recbole_hydra.checks import did_you_mean
-from recbole_hydra.config import parse_value
 from recbole_hydra.errors import TuneError
+from recbole_hydra.settings.parsing import home, parse_value
 
 #: How each kind of range is written.
 FORMS = {
@@ -77,6 +77,17 @@ class Parameter:
         if self.kind == "quniform":
             return round(value / self.values[2])
         return value
+
+    def examples(self) -> list:
+        """Values to check a setting's rule by: those of a choice; of a range both ends, and one
+        between that is no end of a step."""
+        if self.kind == "choice":
+            return list(self.values)
+        if self.kind in ("uniform", "loguniform"):
+            low, high = self.values
+            return [low, high, self.decode(low + (high - low) / math.e)]
+        first, last = self._multiples()
+        return [self.decode(number) for number in {first, min(first + 1, last), last}]
 
     def grid(self) -> list:
         """All values.
@@ -176,7 +187,7 @@ def read_space(space) -> Space:
         return _from_dict(space, "space")
     if not isinstance(space, (str, os.PathLike)):
         raise TuneError(f"space: a file or a dict, got {space!r}")
-    path, source = Path(space), f"space {space}"
+    path, source = Path(home(space)), f"space {space}"
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
