@@ -10,7 +10,7 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
-from recbole_hydra.compare.ranks import KNOWN, display, fingerprint, left_out_targets
+from recbole_hydra.compare.ranks import fingerprint, left_out_targets
 from recbole_hydra.config import PATH_KEYS, PROTOCOL, Config
 from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
@@ -300,12 +300,6 @@ def _check_protocol(dataset, configs):
         )
     if config["benchmark_filename"]:
         raise ComparisonError("benchmark_filename: a comparison splits the data itself; remove it")
-    unknown = [name for name in config["metrics"] if name.lower() not in KNOWN]
-    if unknown:
-        raise ComparisonError(
-            f"metrics: {', '.join(unknown)} is not of a ranking of all items; use "
-            f"{', '.join(map(display, KNOWN))}"
-        )
     for model, other in others:
         for key in PROTOCOL:
             values = config[key], other[key]

@@ -42,9 +42,6 @@ def metric(name: str, ranks):
     return METRICS[kind](np.asarray(ranks), int(k))
 
 
-#: All that a comparison can tabulate, by RecBole's names.
-KNOWN = (*METRICS, "gauc", *OF_EACH_LIST, *OF_ALL_LISTS)
-
 #: Where a table of :func:`rank_targets` keeps the metrics that are of all users together.
 _OF_ALL = "of all lists"
 
