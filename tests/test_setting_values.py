@@ -17,9 +17,10 @@ from recbole.model.sequential_recommender import SASRec
 from recbole_hydra import Config, Hydra, Mamba4Rec, load_model, run_recbole_hydra
 from recbole_hydra.checkpoint import plain_settings
 from recbole_hydra.compare import compare
+from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError, TuneError
+from recbole_hydra.metrics import metric_names
 from recbole_hydra.model import MODELS
-from recbole_hydra.settings.evaluation import computed_metrics, parts_left_out
 from recbole_hydra.settings.keys import PROPERTIES, RECBOLE, RENAMED, computed_keys
 from recbole_hydra.settings.parsing import parse_value
 from recbole_hydra.settings.values import (
@@ -765,6 +766,6 @@ def test_on_the_command_line_it_is_the_only_line(tmp_path):
 
 
 def test_metrics_with_and_without_places():
-    assert computed_metrics(["NDCG", "GAUC"], [5, 10]) == ["NDCG@5", "NDCG@10", "GAUC"]
-    assert computed_metrics(["ItemCoverage"], [5]) == ["ItemCoverage@5"]
-    assert computed_metrics(["AUC", "LogLoss"], [5]) == ["AUC", "LogLoss"]
+    assert metric_names(["NDCG", "GAUC"], [5, 10]) == ["NDCG@5", "NDCG@10", "GAUC"]
+    assert metric_names(["ItemCoverage"], [5]) == ["ItemCoverage@5"]
+    assert metric_names(["AUC", "LogLoss"], [5]) == ["AUC", "LogLoss"]
