@@ -248,7 +248,8 @@ def find_padding(wanted, lists, targets, sizes) -> set[str]:
     Returns:
         With ``"auto"``, a token is padding if it is never a target, stands nowhere but at the
         beginning or the end of lists, and fills: it has one of the usual names of padding, or is
-        the only one of its kind, and lists that have it are as long as the longest of their part.
+        the only one of its kind, stands there once or more as it comes, and lists that have it are
+        as long as the longest of their part.
         A rare item that was only ever the first of a history is none.
     """
     if wanted != "auto":
@@ -264,23 +265,23 @@ def find_padding(wanted, lists, targets, sizes) -> set[str]:
     width = np.repeat([max(map(len, part), default=0) for part in _cut(lists, sizes)], sizes)
     rows = dict.fromkeys(at_ends, 0)
     fills = dict.fromkeys(at_ends, True)
-    repeats = dict.fromkeys(at_ends, False)
+    runs = {token: set() for token in at_ends}
     for row, longest in zip(lists, width, strict=True):
         for token in {row[0], row[-1]} & at_ends if len(row) else ():
             rows[token] += 1
             fills[token] &= len(row) == longest
-            repeats[token] |= int(np.sum(np.asarray(row) == token)) > 1
+            runs[token].add(int(np.sum(np.asarray(row) == token)))
     share = {token: rows[token] / len(lists) for token in at_ends}
     padding = {
         token for token in at_ends
         if token.lower() in _PADDING_NAMES
-        and (fills[token] or repeats[token] or share[token] >= 0.1)
+        and (fills[token] or max(runs[token]) > 1 or share[token] >= 0.1)
     }  # fmt: skip
     if padding:
         return padding
     unnamed = [
         token for token in at_ends
-        if fills[token] and rows[token] > 1 and (repeats[token] or share[token] >= 0.1)
+        if fills[token] and len(runs[token]) > 1  # as many as are missing
     ]  # fmt: skip
     return set(unnamed) if len(unnamed) == 1 else set()
 
