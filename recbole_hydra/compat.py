@@ -65,9 +65,9 @@ def require_recbole() -> None:
         if error.name != "recbole":
             raise
         raise ModuleNotFoundError(f"RecBole is missing; {remedy}", name="recbole") from None
-    version = getattr(recbole, "__version__", "of no version")
+    version = getattr(recbole, "__version__", None) or "of no version"
     if version != "1.2.1":
-        message = f"RecBole 1.2.1 is needed, and here is {version}; {remedy}"
+        message = f"RecBole 1.2.1 is needed, and the one here is {version}; {remedy}"
         raise ImportError(message, name="recbole")
 
 
