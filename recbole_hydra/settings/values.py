@@ -342,7 +342,7 @@ WRITTEN = {
     "train_batch_size": integer(least=1),
     "eval_batch_size": integer(least=1),
     "learner": choice(learners(), any_case=True),
-    "learning_rate": _amount(),
+    "learning_rate": number(least=0),
     "train_neg_sample_args": _train_neg_sample_args,
     "eval_step": integer(least=0, words="an integer of at least 0, which is never"),
     "stopping_step": integer(least=0),
