@@ -116,7 +116,10 @@ def test_against_a_plain_stable_sort(rows, keep, timed):
     if timed:
         columns["t"] = np.array([r[2] for r in rows], dtype=np.int64)
     dataset = Loaded()
-    dataset.config, dataset.inter_feat = {"rm_dup_inter": keep}, pd.DataFrame(columns)
+    dataset.config, dataset.inter_feat = (
+        {"rm_dup_inter": keep, "time_order": "exact"},
+        pd.DataFrame(columns),
+    )
     remove(dataset)
 
     order = sorted(range(len(rows)), key=lambda n: rows[n][2]) if timed else range(len(rows))

@@ -25,7 +25,7 @@ def which_to_keep(value) -> str | None:
     if value is None or value is False or (isinstance(value, str) and value.strip().lower() in _NO):
         return None
     word = value.strip().lower() if isinstance(value, str) else value
-    if word in KEEPS:
+    if isinstance(word, str) and word in KEEPS:
         return word
     raise ConfigError(
         f"rm_dup_inter must be first, last, or None to keep all, got {value!r}"

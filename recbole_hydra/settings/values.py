@@ -52,7 +52,7 @@ def interval() -> Rule:
 
     def read(value):
         try:
-            return filters.interval("", list(value) if isinstance(value, tuple) else value)
+            return filters.interval("", value)
         except ConfigError as error:
             empty = str(error).rpartition(" is empty, ")
             raise UnfitError(f": it is empty, {empty[2]}" if empty[1] else "") from None
@@ -60,16 +60,16 @@ def interval() -> Rule:
     return Rule("an interval such as '[5,inf)'", read)
 
 
-def _interval_or_values() -> Rule:
-    """An interval of a column of numbers, or a list of what a column of tokens may hold."""
+def _what_stays() -> Rule:
+    """What stays of a column: whether it has numbers or tokens is known when its file is read."""
     of_numbers = interval()
 
     def read(value):
-        if isinstance(value, (list, tuple)):
-            if len(value) == 2 and not any(isinstance(each, str) for each in value):
-                return of_numbers.read(value)
-            return list(value)
-        return of_numbers.read(value)
+        if isinstance(value, str) and value.strip()[:1] in ("[", "("):
+            return of_numbers.read(value)
+        if isinstance(value, dict):
+            raise UnfitError
+        return value
 
     return Rule("an interval such as '[5,inf)', or a list of values", read)
 
@@ -222,6 +222,21 @@ def _encoding() -> Rule:
     return Rule("a text encoding such as utf-8 or latin-1", read)
 
 
+def _separator(words) -> Rule:
+    plain = text(words, empty=False)
+
+    def read(value):
+        value = plain.read(value)
+        return "\t" if value == "\\t" else value  # as a shell, or yaml without quotes, has it
+
+    return Rule(plain.words, read)
+
+
+def _parts() -> Rule:
+    names = optional(_names("part", "a list such as [train, valid, test]"))
+    return Rule(names.words, lambda value: None if value is False else names.read(value))
+
+
 def _one_process() -> Rule:
     def read(value):
         if integer().read(value) not in (1, -1):
@@ -361,8 +376,8 @@ WRITTEN = {
     "topk": list_of(integer(least=1), "positive integers", empty=False),
     "valid_metric": text("the name of a metric such as NDCG@10", empty=False),
     # RecBole's dataset/sample.yaml
-    "field_separator": text("the character between columns", empty=False),
-    "seq_separator": text("the character between the parts of a column", empty=False),
+    "field_separator": _separator("the character between columns"),
+    "seq_separator": _separator("the character between the parts of a column"),
     **dict.fromkeys(
         (
             "USER_ID_FIELD", "ITEM_ID_FIELD", "ITEM_LIST_LENGTH_FIELD", "POSITION_FIELD",
@@ -382,7 +397,7 @@ WRITTEN = {
     "additional_feat_suffix": optional(_names("file suffix", "a list of file suffixes")),
     "rm_dup_inter": lambda _, value: which_to_keep(value),
     "val_interval": optional(
-        mapping("a dict such as {rating: '[3,inf)'}", _interval_or_values())
+        mapping("a dict of columns, such as {rating: '[3,inf)'}", optional(_what_stays()))
     ),
     **dict.fromkeys(
         (
@@ -399,13 +414,16 @@ WRITTEN = {
     "normalize_field": optional(_names("column")),
     "preload_weight": optional(mapping("a dict such as {ent_id: ent_emb}", name_of("column"))),
     "discretization": _discretization,
-    "benchmark_filename": optional(_names("part", "a list such as [train, valid, test]")),
+    "benchmark_filename": _parts(),
     # Read by RecBole, listed in none of its yaml files.
     "encoding": optional(_encoding()),
     "tail_ratio": optional(number(least=0)),
     "nproc": _one_process(),
     "world_size": _one_process(),
     # Ours: properties/training.yaml
+    "item_list_padding": optional(
+        either(choice(("auto", "none")), list_of(anything(), "a list of tokens"))
+    ),
     "training_mode": choice(("auto", "autoregressive", "augmentation")),
     "window_overlap": optional(integer(least=0)),
     "later_targets": optional(list_of(_amount(), "positive numbers")),
