@@ -50,7 +50,8 @@ def create_dataset(config):
     if config["domains"]:
         return join_domains(config, [_of_domain(own) for own in domain_configs(config)])
     for note in use_lists(config, config["data_path"]):
-        logger.info(note)
+        if note not in getattr(config, "notes", ()):  # which the log has already
+            logger.info(note)
     fetched = not Path(config["data_path"]).exists()  # RecBole fetches it
     _check_files(config)
     _check_saved(config)
