@@ -52,7 +52,8 @@ def create_dataset(config):
         check_features(config, joint)
         return joint
     for note in use_lists(config, config["data_path"]):
-        logger.info(note)
+        if note not in getattr(config, "notes", ()):  # which the log has already
+            logger.info(note)
     fetched = not Path(config["data_path"]).exists()  # RecBole fetches it
     _check_files(config)
     _check_saved(config)
