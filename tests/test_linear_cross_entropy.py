@@ -254,6 +254,39 @@ def test_numba_hands_on_scores_far_below_their_bound():
     assert_close(got, want, 1e-5)
 
 
+@pytest.mark.parametrize("scores", [2**20, 4096, 1])  # one sweep, several; items shared out
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 64])
+@pytest.mark.parametrize("n, n_items", [(1, 2), (17, 50), (300, 101)])
+def test_any_number_of_threads(monkeypatch, n, n_items, threads, scores):
+    """More of them than rows or items, too."""
+    monkeypatch.setattr(numba_cpu, "SCORES", scores)
+    hidden, weight, target = inputs(n, 16, n_items)
+    lists = some_lists(n, n_items)
+    want = wanted_with(lists, hidden, weight, target)
+    results = []
+    for number in (1, threads):
+        monkeypatch.setattr(numba_cpu, "use_torch_threads", lambda number=number: number)
+        loss, log_sum = linear_cross_entropy(
+            hidden, weight, target, lists, return_log_sum=True, backend="numba"
+        )
+        results.append((*loss_and_gradients(loss, hidden, weight), log_sum))
+    assert_close(results[1], want, 1e-5)
+    if scores == 2**20:  # nothing is summed over threads
+        rows = numba_cpu._rows_of_sweep(n, n_items, threads)
+        assert rows[0] >= n and rows[1] == threads
+        assert_close(results[1], results[0], 1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 95, 2048, 10**6])
+@pytest.mark.parametrize("n_items", [2, 1683, 12101, 10**5, 10**6])
+@pytest.mark.parametrize("threads", [1, 2, 16, 128])
+def test_room_for_scores_is_bounded(n, n_items, threads):
+    most, owners = numba_cpu._rows_of_sweep(n, n_items, threads)
+    assert most % numba_cpu.LANES == 0 and owners in (1, threads)
+    assert most * n_items <= max(2 * numba_cpu.SCORES, numba_cpu.ROWS * n_items)
+    assert owners > 1 or threads == 1 or most <= numba_cpu.ROWS  # one block, whose items are shared
+
+
 def test_fewer_rows_at_once_for_a_very_large_catalogue(monkeypatch):
     hidden, weight, target = inputs(200, 16, 50)
     want = loss_and_gradients(linear_cross_entropy(hidden, weight, target), hidden, weight)

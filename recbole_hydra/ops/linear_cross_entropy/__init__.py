@@ -17,9 +17,9 @@ def linear_cross_entropy(hidden, weight, target, as_one=None, return_log_sum=Fal
     """Mean cross-entropy of the scores ``hidden @ weight.T`` against ``target``.
 
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
-    Extra memory is the two gradients and one block of rows of scores: with "numba" 96 rows, fewer
-    of a very large catalogue; otherwise on a CPU 3 MB, or up to 256 MB where the catalogue is
-    large, on a GPU a sixteenth of the rows, up to 1 GB.
+    Extra memory is the two gradients and some rows of scores: with "numba" 4 MB, or 96 rows where
+    the catalogue is large, fewer where it is very large; otherwise on a CPU 3 MB, or up to 256 MB
+    where the catalogue is large, on a GPU a sixteenth of the rows, up to 1 GB.
 
     Args:
         hidden: states, (n, width), n >= 1.

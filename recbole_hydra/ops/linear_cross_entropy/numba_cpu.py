@@ -1,8 +1,13 @@
 """The softmax over a catalogue and its two products on the CPU, compiled by numba.
 
-The threads share out the items, and for some blocks of rows each goes through its own twice:
-scores, exponentials and p W in chunks that stay in the first-level cache; then, when the rows' sums
-are known, p^T h. All three products are one tile, six rows by sixteen columns, held in registers.
+A sweep takes as many rows as have 4 MB of scores and goes through them in two parallel loops, so
+that threads wait for each other a few times per call and not for every block of rows. In the first
+each thread has rows: scores, exponentials and p W in chunks that stay in the first-level cache. In
+the second, when the rows' sums are known, it has items: p^T h. So nothing is summed over threads,
+and the results do not depend on their number. Where 4 MB are too few rows for the threads, as with
+a large catalogue, they share out the items in the first loop, too.
+
+All three products are one tile, six rows by sixteen columns, held in registers.
 """
 
 import numpy as np
@@ -13,11 +18,12 @@ from recbole_hydra.ops.linear_cross_entropy import blocked
 from recbole_hydra.ops.numba_support import compiled, use_torch_threads
 from recbole_hydra.ops.simd import LANES, LOG2E, exp2, fma, load, load_in_all, store
 
-#: Rows of a block, and of a very large catalogue's.
-ROWS, FEW_ROWS = 96, 48
-VERY_LARGE = 2**19
-#: Exponentials that are kept between the two sweeps of the threads, 4 MB, or those of one block.
-KEPT = 2**20
+#: Rows of a block, whose exponentials are a matrix items x rows; a multiple of LANES.
+ROWS = 96
+#: Scores of a sweep, 4 MB: they stay in the cache until the second loop reads them ...
+SCORES = 2**20
+#: ... or those of one block of rows, of fewer where the catalogue is very large.
+FEW_ROWS, VERY_LARGE = 48, 2**19
 #: Items of a chunk: their vectors and the exponentials of a block are 30 KB at width 64.
 CHUNK = 48
 #: Exponents of e in an exponential. From a row whose bound is larger, the excess is taken off:
@@ -81,113 +87,151 @@ def _ends_run(i, last, begin, count):
     return i == last or begin[i + 1] != begin[i] or count[i + 1] < count[i]
 
 
-@njit(inline="always")
-def _runs_by_item(start, stop, items, begin, count, place, first, last):
-    """Where the lists of rows ``start`` to ``stop`` have an item, sorted by item by counting.
+@njit
+def _runs_by_item(start, stop, items, begin, count, first, last, place, first_row, last_row):
+    """Where the lists of rows ``start`` to ``stop`` have the items ``first`` to ``last``, sorted by
+    item by counting.
 
     An element of a list is in the lists of the rows after it, too, to the end of the run: those of
-    item j are rows ``first[k]`` to ``last[k]``, k from ``place[j]`` to before ``place[j + 1]``.
+    item j are rows ``first_row[k]`` to ``last_row[k]``, k from ``place[j - first]`` to before
+    ``place[j - first + 1]``. ``place`` is zeros.
     """
-    place[:] = 0  # counts stand two places on, which the sums and the filling make good
-    for i in range(start, stop):
+    for i in range(start, stop):  # counts stand two places on, which the sums and filling make good
         if _ends_run(i, stop - 1, begin, count):
             for at in range(begin[i], begin[i] + count[i]):
-                place[items[at] + 2] += 1
+                if first <= items[at] < last:
+                    place[items[at] - first + 2] += 1
     for j in range(2, len(place)):
         place[j] += place[j - 1]
-    first_row = start  # of the run
+    run = start  # the first row of the run
     for i in range(start, stop):
         if _ends_run(i, stop - 1, begin, count):
-            row = first_row
+            row = run
             for at in range(begin[i], begin[i] + count[i]):
                 while begin[row] + count[row] <= at:
                     row += 1
-                k = place[items[at] + 1]
-                first[k], last[k] = row, i
-                place[items[at] + 1] += 1
-            first_row = i + 1
+                if first <= items[at] < last:
+                    k = place[items[at] - first + 1]
+                    first_row[k], last_row[k] = row, i
+                    place[items[at] - first + 1] += 1
+            run = i + 1
 
 
-def _sweep(h, W, shift, items, begin, count, less, rows, blocks, tasks, sums, p_W, p_h, e):
-    """Groups of ``blocks`` blocks of ``rows`` rows; ``shift`` and ``less`` in powers of 2; ``e`` is
-    room for (blocks, n_items, rows).
+@njit
+def _elements(start, stop, begin, count):
+    """Elements of the lists of some rows, once for each run."""
+    elements = 0
+    for i in range(start, stop):
+        if _ends_run(i, stop - 1, begin, count):
+            elements += count[i]
+    return elements
 
-    Threads meet twice a group, however many blocks it has: where other processes are busy, each
-    meeting waits for a thread that is not running.
+
+@njit
+def _block(start, stop, rows, first, last, h, W, shift, items, begin, count, less,
+           sums, products, e, origin):  # fmt: skip
+    """Sums and p W, both not yet divided by the sums, of rows ``start`` to ``stop`` over the items
+    ``first`` to ``last``.
+
+    ``rows`` is the number of rows with those that fill the last vector, whose scores are zero; the
+    exponentials of item j are left in ``e[origin + j * rows:]``. ``sums`` is (rows,), ``products``
+    (width, rows).
+    """
+    width, has_lists = h.shape[1], len(less) > 0
+    columns = np.zeros(width * rows, np.float32)  # h^T in powers of 2
+    block_shift = np.zeros(rows, np.float32)
+    for i in range(stop - start):
+        block_shift[i] = shift[start + i]
+        for k in range(width):
+            columns[k * rows + i] = h[start + i, k] * LOG2E
+    elements = _elements(start, stop, begin, count) if has_lists else 0
+    place = np.zeros(last - first + 2 if has_lists else 0, np.int64)
+    first_row, last_row = np.empty(elements, np.int64), np.empty(elements, np.int64)
+    if has_lists:
+        _runs_by_item(start, stop, items, begin, count, first, last, place, first_row, last_row)
+    sums[:rows] = 0
+    products[: width * rows] = 0
+    for j in range(first, last, CHUNK):
+        some, at = min(CHUNK, last - j), origin + j * rows
+        e[at : at + some * rows] = 0
+        _add_product(W, j * width, width, 1, columns, 0, rows, width,
+                     e, at, rows, some, rows)  # fmt: skip
+        if has_lists:
+            for item in range(j, j + some):
+                for k in range(place[item - first], place[item - first + 1]):
+                    for row in range(first_row[k], last_row[k] + 1):
+                        e[origin + item * rows + row - start] -= less[row]
+        _exponentials(e, at, block_shift, sums, some, rows)
+        _add_product(W, j * width, 1, width, e, at, rows, some,
+                     products, 0, rows, width, rows)  # fmt: skip
+
+
+@njit
+def _finish(start, stop, rows, h, block_sums, products, sums, p_W, scaled, at):
+    """Divide what :func:`_block` left by the sums; ``scaled[at:]`` becomes h over the sums, with
+    zeros in the rows that fill the last vector."""
+    width = h.shape[1]
+    for i in range(stop - start):
+        sums[start + i] = block_sums[i]
+        for k in range(width):
+            scaled[at + i * width + k] = h[start + i, k] / block_sums[i]
+            p_W[start + i, k] = products[k * rows + i] / block_sums[i]
+    scaled[at + (stop - start) * width : at + rows * width] = 0
+
+
+@compiled
+def _sweep(h, W, shift, items, begin, count, less, most, owners, threads, sums, p_W, p_h, e):
+    """Sweeps of ``most`` rows; ``shift`` and ``less`` in powers of 2.
+
+    ``owners`` is the number of tasks that the first loop shares the rows out to: ``threads``, or 1,
+    and then it shares out the items. ``e`` is room for (n_items, most).
     """
     n, width = h.shape
-    n_items, has_lists = len(p_h) // width, len(less) > 0
-    places = n_items + 2 if has_lists else 0
-    place = np.empty((blocks, places), np.int64)
-    most = 0  # elements of a block's lists, once for each run
-    for start in range(0, n if has_lists else 0, rows):
-        here, elements = min(rows, n - start), 0
-        for i in range(start, start + here):
-            if _ends_run(i, start + here - 1, begin, count):
-                elements += count[i]
-        most = max(most, elements)
-    first_row, last_row = np.empty((blocks, most), np.int64), np.empty((blocks, most), np.int64)
-    columns = np.zeros((blocks, width * rows), np.float32)  # h^T in powers of 2
-    block_shift = np.zeros((blocks, rows), np.float32)
-    scaled = np.empty((blocks, rows * width), np.float32)  # h over the sums; rows past the last: 0
-    task_sums = np.empty((tasks, blocks, rows), np.float32)
-    task_products = np.empty((tasks, blocks, width * rows), np.float32)
-    for group in range(0, n, blocks * rows):
-        number = min(blocks, (n - group + rows - 1) // rows)
-        for block in range(number):
-            start = group + block * rows
-            here = min(rows, n - start)
-            for i in range(rows):
-                block_shift[block, i] = shift[start + i] if i < here else np.float32(0.0)
-                for k in range(width):
-                    value = h[start + i, k] * LOG2E if i < here else np.float32(0.0)
-                    columns[block, k * rows + i] = value
-            if has_lists:
-                _runs_by_item(start, start + here, items, begin, count,
-                              place[block], first_row[block], last_row[block])  # fmt: skip
-        for task in prange(tasks):
-            first, last = n_items * task // tasks, n_items * (task + 1) // tasks
-            for block in range(number):
-                start, at = group + block * rows, block * n_items * rows
-                part_sums, products = task_sums[task, block], task_products[task, block]
-                part_sums[:] = 0
-                products[:] = 0
-                for j in range(first, last, CHUNK):
-                    some = min(CHUNK, last - j)
-                    e[at + j * rows : at + (j + some) * rows] = 0
-                    _add_product(W, j * width, width, 1, columns[block], 0, rows, width,
-                                 e, at + j * rows, rows, some, rows)  # fmt: skip
-                    if has_lists:
-                        for item in range(j, j + some):
-                            for k in range(place[block, item], place[block, item + 1]):
-                                for row in range(first_row[block, k], last_row[block, k] + 1):
-                                    e[at + item * rows + row - start] -= less[row]
-                    _exponentials(e, at + j * rows, block_shift[block], part_sums, some, rows)
-                    _add_product(W, j * width, 1, width, e, at + j * rows, rows, some,
-                                 products, 0, rows, width, rows)  # fmt: skip
-        for block in range(number):
-            start = group + block * rows
-            here = min(rows, n - start)
-            block_sums, products = task_sums[0, block], task_products[0, block]
-            for task in range(1, tasks):
-                for i in range(rows):
-                    block_sums[i] += task_sums[task, block, i]
-                for i in range(width * rows):
-                    products[i] += task_products[task, block, i]
-            for i in range(here):
-                sums[start + i] = block_sums[i]
-                for k in range(width):
-                    scaled[block, i * width + k] = h[start + i, k] / block_sums[i]
-                    p_W[start + i, k] = products[k * rows + i] / block_sums[i]
-            scaled[block, here * width :] = 0
-        for task in prange(tasks):
-            first, last = n_items * task // tasks, n_items * (task + 1) // tasks
-            for block in range(number):
-                _add_product(e, (block * n_items + first) * rows, rows, 1, scaled[block], 0, width,
+    n_items, parts = len(p_h) // width, threads // owners
+    task_sums = np.empty((threads, ROWS), np.float32)
+    task_products = np.empty((threads, width * ROWS), np.float32)
+    scaled = np.empty(most * width, np.float32)
+    for start in range(0, n, most):
+        stop = min(start + most, n)
+        vectors = (stop - start + LANES - 1) // LANES
+        each = (vectors * LANES + owners * ROWS - 1) // (owners * ROWS)  # blocks of an owner
+        blocks = owners * each  # block k is the vectors vectors * k // blocks to the next one's
+        for task in prange(owners * parts):
+            part = task % parts
+            first, last = n_items * part // parts, n_items * (part + 1) // parts
+            for k in range(task // parts * each, (task // parts + 1) * each):
+                at, end = vectors * k // blocks * LANES, vectors * (k + 1) // blocks * LANES
+                begins, ends, rows = start + at, min(start + end, stop), end - at
+                if rows == 0:
+                    continue
+                _block(begins, ends, rows, first, last, h, W, shift, items, begin, count, less,
+                       task_sums[task], task_products[task], e, at * n_items)  # fmt: skip
+                if parts == 1:
+                    _finish(begins, ends, rows, h, task_sums[task], task_products[task],
+                            sums, p_W, scaled, at * width)  # fmt: skip
+        if parts > 1:  # one block
+            for task in range(1, parts):
+                task_sums[0] += task_sums[task]
+                task_products[0] += task_products[task]
+            _finish(start, stop, vectors * LANES, h, task_sums[0], task_products[0],
+                    sums, p_W, scaled, 0)  # fmt: skip
+        for task in prange(threads):
+            first, last = n_items * task // threads, n_items * (task + 1) // threads
+            for k in range(blocks):
+                at, end = vectors * k // blocks * LANES, vectors * (k + 1) // blocks * LANES
+                rows = end - at
+                _add_product(e, at * n_items + first * rows, rows, 1, scaled, at * width, width,
                              rows, p_h, first * width, width, last - first, width)  # fmt: skip
 
 
-_sweep = compiled(_sweep)
+def _rows_of_sweep(n, n_items, threads):
+    """Rows of a sweep, a multiple of LANES, and how many tasks share them out."""
+    smallest = LANES * threads
+    if (most := SCORES // n_items // smallest * smallest) > 0:
+        sweeps = -(-n // most)
+        return -(-n // (sweeps * smallest)) * smallest, threads  # sweeps of one size
+    blocks = -(-n // (ROWS if n_items <= VERY_LARGE else FEW_ROWS))
+    return -(-n // (blocks * LANES)) * LANES, 1
 
 
 def softmax_products(h, W, wants_grad=True, as_one=None):
@@ -197,21 +241,19 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     that their exponentials vanish, or where they are not finite.
     """
     (n, width), n_items = h.shape, len(W)
-    blocks = -(-n // (ROWS if n_items <= VERY_LARGE else FEW_ROWS))
-    rows = -(-n // (blocks * LANES)) * LANES
-    blocks = max(1, min(-(-n // rows), KEPT // (n_items * rows)))  # of a group
+    threads = use_torch_threads()
+    most, owners = _rows_of_sweep(n, n_items, threads)
     bound = h.norm(dim=1) * W.norm(dim=1).max()  # of |h W^T|, by Cauchy and Schwarz
     shift = (bound - LARGEST).clamp_(min=0)
     sums, p_W, p_h = h.new_empty(n), h.new_empty(n, width), W.new_zeros(n_items, width)
-    e = h.new_empty(blocks * n_items * rows)
+    e = h.new_empty(n_items * most)
     inputs = h.contiguous(), W.contiguous().view(-1), shift * float(LOG2E)
     lists, less = _NO_LISTS, h.new_empty(0)
     if as_one is not None:
         lists, less = [part.contiguous() for part in as_one], as_one.less * float(LOG2E)
     outputs = sums, p_W, p_h.view(-1), e
-    threads = use_torch_threads()
     _sweep(
-        *(x.numpy() for x in (*inputs, *lists, less)), rows, blocks, threads,
+        *(x.numpy() for x in (*inputs, *lists, less)), most, owners, threads,
         *(x.numpy() for x in outputs),
     )  # fmt: skip
     if not bool(((sums >= SMALLEST_SUM) & sums.isfinite()).all()):
