@@ -1,14 +1,16 @@
 """Training time of an epoch on ml-100k beside other busy processes, before and now.
 
-    python benchmarks/busy.py [--before=REVISION] [--rounds=3] [--most=20] [--beside=0,1,2]
-        [--models=Hydra,Mamba4Rec,SASRec,GRU4Rec]
+    python benchmarks/busy.py [--before=REVISION] [--rounds=3] [--most=8] [--minutes=15]
+        [--beside=0,1,2] [--models=Hydra,Mamba4Rec,SASRec,GRU4Rec] [--spin=0,100]
 
-"Now" is this checkout; "before" is ``--before``, a revision of its history, in an environment that
-says nothing about threads. Every model on every side is a process of its own, with a thread per
-core, that waits until it is asked. In every round each trains an epoch with 0, 1 and 2 processes
-beside it that compute on one thread without end, the sides alternating; then two processes of
-"now" train the same model side by side. An epoch is cut short after ``--most`` seconds and scaled
-by the share of its batches that were done. Time is that of the training loop.
+"Now" is this checkout; "before" is ``--before``, a revision of its history; "now, spinning" is this
+checkout with threads that wait as they do by default, which the environment says. ``--spin`` adds a
+side for each of its values of GOMP_SPINCOUNT. Every model on every side is a process of its own,
+with a thread per core, that waits until it is asked. In every round each trains an epoch with 0, 1
+and 2 processes beside it that compute on one thread without end, the sides alternating; then two
+processes of "now" train the same model side by side. An epoch is cut short after ``--most`` seconds
+and scaled by the share of its batches that were done; no model begins a round when its share of
+``--minutes`` is over. Time is that of the training loop.
 """
 
 import argparse
@@ -26,6 +28,9 @@ MODELS = "Hydra,Mamba4Rec,SASRec,GRU4Rec"
 
 #: Batches before the first that counts: they compile the kernels and touch the memory.
 WARM_UP = 3
+
+#: GOMP_SPINCOUNT of GNU's OpenMP where nobody says anything.
+SPINNING = "300000"
 
 #: What a user may have said about threads, which neither side is to see.
 THREADS = ("OMP_", "GOMP_", "KMP_", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
@@ -58,7 +63,7 @@ def work(model):
     from recbole_hydra.window_loss import WindowLoss
 
     trainer, loader = prepare(model, "ml-100k", {"training_mode": "autoregressive"})
-    loss = WindowLoss(trainer.model)
+    loss = WindowLoss(trainer.model, False, trainer.config["later_targets"])
     seconds(trainer, Firsts(loader, WARM_UP), loss)
     print("ready", machine(), flush=True)
     for line in sys.stdin:
@@ -68,13 +73,13 @@ def work(model):
 
 
 class Worker:
-    """Such a process, of the package in ``source``."""
+    """Such a process, of the package in ``source``, with ``variables`` in its environment."""
 
-    def __init__(self, source, model):
+    def __init__(self, model, source, variables):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(THREADS)}
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__, f"--work={model}"],
-            env={**environment, "PYTHONPATH": str(source)},
+            env={**environment, **variables, "PYTHONPATH": str(source)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.machine = self.answer("ready")
@@ -125,15 +130,22 @@ def source_of(revision):
         yield folder
 
 
-def measure(model, sources, rounds, most, beside):
-    """{(side, processes beside it): [seconds of an epoch]}, and ("pair", 1) of two runs of now."""
-    workers = {side: Worker(source, model) for side, source in sources.items()}
-    workers["pair"] = Worker(sources["now"], model)
-    times = {}
+def measure(model, sides, rounds, most, beside, until):
+    """{(side, processes beside it): [seconds of an epoch]}, and ("pair", 1) of two runs of now.
+
+    Args:
+        sides: {name: (source, variables)} of :class:`Worker`.
+        until: the time of ``time.monotonic`` after which no round begins; one there is always.
+    """
+    workers, times = {}, {}
     try:
+        for side, what in [*sides.items(), ("pair", sides["now"])]:
+            workers[side] = Worker(model, *what)
         for round_ in range(rounds):
+            if round_ and time.monotonic() > until:
+                break
             for number in beside:
-                for side in sorted(sources, reverse=round_ % 2 == 1):
+                for side in list(sides)[:: -1 if round_ % 2 else 1]:
                     with busy(number):
                         found = workers[side].epoch(most)
                     times.setdefault((side, number), []).append(found)
@@ -152,7 +164,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--before", default="a706b35")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--most", type=float, default=20)
+    parser.add_argument("--most", type=float, default=8)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--spin", default="")
     parser.add_argument("--beside", default="0,1,2")
     parser.add_argument("--models", default=MODELS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -163,13 +177,24 @@ def main():
 
     beside = [int(number) for number in arguments.beside.split(",")]
     root, rows, found = Path(__file__).resolve().parents[1], [], {}
+    begun, models = time.monotonic(), arguments.models.split(",")
     with source_of(arguments.before) as before:
-        sources = {"before": before, "now": root}
-        for model in arguments.models.split(","):
-            times, machine = measure(model, sources, arguments.rounds, arguments.most, beside)
+        sides = {
+            "before": (before, {}),
+            "now, spinning": (root, {"GOMP_SPINCOUNT": SPINNING}),
+            **{
+                f"now, GOMP_SPINCOUNT={value}": (root, {"GOMP_SPINCOUNT": value})
+                for value in filter(None, arguments.spin.split(","))
+            },
+            "now": (root, {}),
+        }
+        for done, model in enumerate(models, 1):
+            until = begun + 60 * arguments.minutes * done / len(models)
+            limits = arguments.rounds, arguments.most, beside, until
+            times, machine = measure(model, sides, *limits)
             found[model] = {f"{side}, {number}": x for (side, number), x in times.items()}
             middle = {key: statistics.median(values) for key, values in times.items()}
-            for side in ("before", "now"):
+            for side in sides:
                 cells = [report.spread(times[side, number], 2) for number in beside]
                 ratios = [f"{middle[side, n] / middle[side, beside[0]]:.2f}" for n in beside[1:]]
                 quiet = f"{middle[side, beside[0]] / middle['before', beside[0]]:.2f}"
@@ -181,15 +206,17 @@ def main():
                 print(rows[-1], flush=True)
     words = [f"{number} beside, s" for number in beside]
     times = [f"{number} beside / quiet" for number in beside[1:]]
-    command = " ".join(f"--{key}={getattr(arguments, key)}" for key in ("before", "rounds", "most"))
+    keys = ("before", "rounds", "most", "minutes", "beside", "models", "spin")
+    command = " ".join(f"--{key}={getattr(arguments, key)}" for key in keys)
     report.write(
         "busy",
         "An epoch on ml-100k beside other busy processes",
         f"Seconds of the training loop on every position, default settings, median [range] of "
-        f"{arguments.rounds} rounds, the sides alternating; an epoch of more than "
+        f"up to {arguments.rounds} rounds, the sides alternating; an epoch of more than "
         f"{arguments.most:.0f} s is cut short and scaled. Those who train: {machine}. Beside them "
         "run processes that compute on one thread without end. Before: revision "
-        f"{arguments.before}. Pair: two runs of now, side by side, the slower one. "
+        f"{arguments.before}; spinning: with GOMP_SPINCOUNT={SPINNING}. Pair: two "
+        "runs of now, side by side, the slower one. "
         f"`python benchmarks/busy.py {command}`",
         report.table(
             ["model", "", *words, *times, "quiet / quiet before", "pair, s", "pair / quiet"], rows

@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from recbole_hydra import threads
+from recbole_hydra import ops, threads
 
 OURS = threads.WAITING
 
@@ -70,7 +71,7 @@ ONE_CORE = "import os; os.cpu_count = lambda: 64; os.sched_getaffinity = lambda 
 @pytest.mark.parametrize("first", ["recbole_hydra", "torch, recbole_hydra"])
 def test_importing_the_package_is_enough(first):
     """Before torch is there, whose threads are as many as numba's."""
-    code = f"{ONE_CORE}import {first}, torch; from recbole_hydra import threads; "
+    code = f"{ONE_CORE}import {first}, torch; from recbole_hydra import ops, threads; "
     code += "from recbole_hydra.ops.numba_support import use_torch_threads as use; "
     code += "print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads(), use(), "
     code += "threads.prepare.too_late)"
@@ -179,3 +180,29 @@ def test_a_number_of_the_user_s_stands(environment, name):
     threads.prepare()
     assert said(threads.USERS_NUMBER) == {"OMP_NUM_THREADS": "1"}
     environment.delenv("OMP_NUM_THREADS")
+
+
+# -- kernels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 64])  # more than rows, too
+@pytest.mark.parametrize("batch", [1, 5])
+def test_kernels_share_out_to_any_number_of_threads(monkeypatch, batch, number):
+    scan = importlib.import_module("recbole_hydra.ops.selective_scan.numba_cpu")
+    convolution = importlib.import_module("recbole_hydra.ops.causal_conv1d.numba_cpu")
+    for kernel in (scan, convolution):
+        monkeypatch.setattr(kernel, "use_torch_threads", lambda: number)
+    torch.manual_seed(0)
+    u, delta = torch.randn(batch, 37, 48), torch.rand(batch, 37, 48)
+    A, B, C = -torch.rand(48, 4), torch.randn(batch, 37, 2, 4), torch.randn(batch, 37, 2, 4)
+    weight = torch.randn(48, 3)
+    for operation, inputs in (
+        (ops.selective_scan, (u, delta, A, B, C)),
+        (ops.causal_conv1d, (u, weight)),
+    ):
+        inputs = [x.requires_grad_() for x in inputs]
+        outputs = [operation(*inputs, backend=backend) for backend in ("numba", "naive")]
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+        got, want = (torch.autograd.grad(y.square().sum(), inputs) for y in outputs)
+        for x, y in zip(got, want, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))

@@ -10,6 +10,7 @@ from recbole.utils import FeatureSource
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data.atomic_files import check_file, check_ids, check_numbers, has_rows
+from recbole_hydra.data.features import selected_features
 from recbole_hydra.data.ready_made import whole_lists
 from recbole_hydra.errors import DatasetError, RecBoleHydraError
 
@@ -70,8 +71,9 @@ def _check_columns(dataset, path, source, types, loaded, columns):
         FeatureSource.ITEM: (dataset.iid_field,),
     }.get(source, ())
     where = f"dataset {dataset.dataset_name}: {path}"
+    features = selected_features(dataset.config, dataset.config.model_class)
     for name in loaded or ():
-        if name not in types:
+        if name not in types and name not in features:  # check_features says what those must be
             raise DatasetError(
                 f"{where} has no column {name!r}, which load_col asks for, it has "
                 f"{', '.join(types)}{did_you_mean(name, types)}"

@@ -4,6 +4,7 @@ from recbole_hydra.layers.dropout import Dropout
 from recbole_hydra.layers.item_llm import ItemLLM, find_llm, frozen_states, hash_llm
 from recbole_hydra.layers.mamba import Mamba, MultiHeadMamba, kept
 from recbole_hydra.layers.repeat_bias import RepeatBias
+from recbole_hydra.layers.rms_norm import RMSNorm
 from recbole_hydra.layers.rotary import RotaryPositions
 from recbole_hydra.layers.text_items import TextItems
 
@@ -12,6 +13,7 @@ __all__ = [
     "ItemLLM",
     "Mamba",
     "MultiHeadMamba",
+    "RMSNorm",
     "RepeatBias",
     "RotaryPositions",
     "TextItems",

@@ -43,5 +43,8 @@ class RotaryPositions(nn.Module):
         # (length, 1, head_dim / 2), or with an offset per row (batch, length, 1, head_dim / 2)
         angle = ((position + offset)[..., None] * frequency).unsqueeze(-2)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        # Both halves at once, in few passes over x: threads wait for each other after each.
         first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+        turned = torch.cat([second, first], dim=-1)
+        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        return torch.addcmul(x * cos, turned, sin)

@@ -5,17 +5,27 @@ import torch
 from numba import njit
 
 
-def compiled(function):
+def _compiled(function, parallel):
     """Compile on first use, and keep the result on disk where a folder for it can be written.
 
     The result is looked up by the file of ``function`` and its date: after a change in
     :mod:`.simd`, which is compiled into it, delete the ``__pycache__`` beside that file.
     """
-    options = {"parallel": True, "nogil": True}
+    options = {"parallel": parallel, "nogil": True}
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no such folder: every process compiles for itself
         return njit(**options)(function)
+
+
+def compiled(function):
+    """:func:`_compiled` with the iterations of ``prange`` shared out among threads."""
+    return _compiled(function, parallel=True)
+
+
+def serially_compiled(function):
+    """:func:`_compiled` for one thread."""
+    return _compiled(function, parallel=False)
 
 
 def use_torch_threads() -> int:

@@ -48,6 +48,7 @@ from recbole_hydra.layers import (
     ItemLLM,
     MultiHeadMamba,
     RepeatBias,
+    RMSNorm,
     RotaryPositions,
     TextItems,
     find_llm,
@@ -102,7 +103,7 @@ class Hydra(StateSpaceRecommender):
         self.item_embedding = None
         if "id" in encoder:
             self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
-        self.item_norm = nn.RMSNorm(d, eps)
+        self.item_norm = RMSNorm(d, eps)
         self.dropout = Dropout(places["item"])
         stacks = [
             nn.ModuleList(
@@ -132,7 +133,7 @@ class Hydra(StateSpaceRecommender):
         #: With ``user_model: per_domain`` the layers of each domain, otherwise those of all.
         self.layers = nn.ModuleList(stacks) if self.domain_start is not None else stacks[0]
         normed = boolean("output_norm", self.setting("output_norm"))
-        self.output_norm = nn.RMSNorm(d, eps) if normed else nn.Identity()
+        self.output_norm = RMSNorm(d, eps) if normed else nn.Identity()
         self.output_dropout = Dropout(places["output"])
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
         form = self._repeat_bias_form(encoder)
@@ -422,7 +423,7 @@ class HydraLayer(nn.Module):
         self.heads = (num_heads, head_dim)
         self.mamba = MultiHeadMamba(num_heads, head_dim, **mamba)  # checks both sizes
         width = num_heads * head_dim
-        self.input_norm = nn.RMSNorm(d, eps)
+        self.input_norm = RMSNorm(d, eps)
         self.W_X = nn.Linear(d, width, bias=False)
         self.W_Z = nn.Linear(d, width, bias=False)
         # RotaryPositions refuses an odd head_dim, also where the positions are switched off, so
@@ -430,14 +431,14 @@ class HydraLayer(nn.Module):
         rope = RotaryPositions(head_dim, 10_000.0 if rope_base is None else rope_base)
         self.rope = None if rope_base is None else rope
         self.y_norm = {
-            "rms": nn.Sequential(nn.Flatten(-2), nn.RMSNorm(width, eps)),
-            "head_rms": nn.Sequential(nn.RMSNorm(head_dim, eps), nn.Flatten(-2)),
+            "rms": nn.Sequential(nn.Flatten(-2), RMSNorm(width, eps)),
+            "head_rms": nn.Sequential(RMSNorm(head_dim, eps), nn.Flatten(-2)),
             "none": nn.Flatten(-2),
         }[one_of("y_norm", y_norm, ("rms", "head_rms", "none"))]
         self.W_O = nn.Linear(width, d, bias=False)
         has_path = boolean("history_path", history_path)
         self.W_Y = nn.Linear(width, d, bias=False) if has_path else None
-        self.ffn_norm = nn.RMSNorm(d, eps)
+        self.ffn_norm = RMSNorm(d, eps)
         self.ffn = FeedForward(d, ffn_type, ffn_size)
         self.mamba_dropout = Dropout(dropout["mamba"])
         self.ffn_dropout = Dropout(dropout["ffn"])
