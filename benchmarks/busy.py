@@ -32,6 +32,15 @@ WARM_UP = 3
 #: GOMP_SPINCOUNT of GNU's OpenMP where nobody says anything.
 SPINNING = "300000"
 
+#: Computes on one thread, until the process that started it is gone.
+BUSY = """
+import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1_000_000):
+        pass
+"""
+
 #: What a user may have said about threads, which neither side is to see.
 THREADS = ("OMP_", "GOMP_", "KMP_", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -105,9 +114,7 @@ class Worker:
 @contextmanager
 def busy(number):
     """Processes that compute on one thread without end."""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)
-    ]
+    processes = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
     time.sleep(0.2)
     try:
         yield
