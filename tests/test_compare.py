@@ -451,7 +451,7 @@ def test_an_interrupted_comparison_leaves_a_valid_partial_report():
         (
             {"argv": ["--metrics=AUC", "--valid_metric=AUC"]},
             ConfigError,
-            "Full sort evaluation do not match value-based metrics",
+            "eval_args: mode: full ranks all items, which AUC cannot measure",
         ),
         ({"argv": ["--eval_args={'order': 'RO'}"]}, ConfigError, "eval_args: order RO"),
         ({"argv": ["--eval_args={'mode': 'uni100'}"]}, ComparisonError, "ranks all items"),
