@@ -48,8 +48,8 @@ def full_sort_scores(uid_series, model, test_data, device=None):
     missing = users[~torch.isin(users, own)]
     if len(missing) > 0:
         raise DatasetError(
-            f"case study: user {dataset.id2token(dataset.uid_field, int(missing[0]))!r} (internal "
-            f"id {int(missing[0])}) has no row in this data; take another, or "
+            f"case study: user {str(dataset.id2token(dataset.uid_field, int(missing[0])))!r} "
+            f"(internal id {int(missing[0])}) has no row in this data; take another, or "
             "recbole_hydra.recommend, which goes on from a user's whole history"
         )
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:

@@ -206,14 +206,15 @@ def clean_lists(dataset) -> None:
     wanted = config["item_list_padding"]
     logger.info(
         "item_list_padding: %s %s padding, no item%s",
-        ", ".join(map(repr, sorted(padding))), "is" if len(padding) == 1 else "are",
+        ", ".join(repr(str(token)) for token in sorted(padding)),
+        "is" if len(padding) == 1 else "are",
         "; set it to none if that is wrong" if wanted == "auto" else "",
     )  # fmt: skip
     targets = frame[dataset.iid_field].isin(padding)
     if targets.any():
         token = frame[dataset.iid_field][targets].iloc[0]
         raise DatasetError(
-            f"dataset {config['dataset']}: item_list_padding: {token!r} is the target "
+            f"dataset {config['dataset']}: item_list_padding: {str(token)!r} is the target "
             f"({dataset.iid_field}) of {int(targets.sum()):,} rows, so it is an item"
         )
     keep = [np.array([token not in padding for token in row], dtype=bool) for row in lists]
