@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -533,9 +534,13 @@ def test_a_model_without_checkpoints_is_swept_too(local_ray, elsewhere):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens at, nor picks by chance: above those that Ray gives its workers,
+    below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def command(*arguments):
@@ -702,17 +707,25 @@ TOKEN_MODE = {"RAY_AUTH_MODE": "token"}
 
 @pytest.fixture
 def start_node(elsewhere):
-    """Start nodes of a Ray cluster on this machine; all are killed in the end."""
+    """Start a node of a Ray cluster on this machine and wait until it says that it runs; all are
+    killed in the end."""
     started = []
 
     def start(*arguments):
-        with open(f"node-{len(started)}.log", "w") as log:
+        path = Path(f"node-{len(started)}.log")
+        with path.open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", "--block",
                  "--disable-usage-stats", "--num-cpus=1", "--num-gpus=1", *arguments],
                 stdout=log, stderr=log, start_new_session=True, env={**os.environ, **TOKEN_MODE},
             )  # fmt: skip
         started.append(process)
+
+        def runs():
+            assert process.poll() is None, path.read_text()
+            return "Ray runtime started" in path.read_text()
+
+        wait_for(runs)
         return process
 
     yield start
@@ -740,27 +753,20 @@ def test_a_sweep_on_two_nodes_finishes_when_one_dies(start_node, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     port = free_port()
     address = f"127.0.0.1:{port}"
+    # One after the other: nodes of one machine that start together may pick the same ports.
     start_node(
         "--head", f"--port={port}", "--include-dashboard=false", "--node-ip-address=127.0.0.1"
     )
+    # Of an address of its own, or the driver might be a client of the node that dies.
+    second = start_node(f"--address={address}", "--node-ip-address=127.0.0.2")
 
-    def has(cpus):
+    def two_nodes():
         status = subprocess.run(
             [sys.executable, "-m", "ray.scripts.scripts", "status", f"--address={address}"],
             capture_output=True, text=True, env={**os.environ, **TOKEN_MODE},
         )  # fmt: skip
-        return f"/{cpus}.0 CPU" in status.stdout
+        return "/2.0 CPU" in status.stdout
 
-    def one_node():
-        return has(1)
-
-    def two_nodes():
-        return has(2)
-
-    # One after the other: nodes of one machine that start together may pick the same ports.
-    wait_for(one_node)
-    # Of an address of its own, or the driver might be a client of the node that dies.
-    second = start_node(f"--address={address}", "--node-ip-address=127.0.0.2")
     wait_for(two_nodes)
     Path("space.yaml").write_text("learning_rate: {choice: [0.02, 0.01]}\n")
     # So many that each node still trains when the other, seconds later, has begun.
