@@ -4,6 +4,7 @@ Each returns the value it was given, or raises
 :class:`~recbole_hydra.errors.ConfigError` with the name the user wrote.
 """
 
+import codecs
 import difflib
 from collections.abc import Iterable
 
@@ -14,6 +15,32 @@ def positive_int(name: str, value) -> int:
     """Return ``value`` if it is an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a positive integer, got {value!r}")
+    return value
+
+
+#: Encodings that files of users have, for hints.
+ENCODINGS = (
+    "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252", "gbk", "gb18030", "big5", "shift_jis",
+    "euc_kr", "cp1251", "ascii",
+)  # fmt: skip
+
+
+def text_encoding(name: str, value) -> str:
+    """Return ``value`` if Python knows a text encoding of that name."""
+    try:
+        codecs.lookup(value)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} must be a text encoding such as utf-8 or latin-1, got {value!r}"
+            f"{did_you_mean(value, ENCODINGS)}"
+        ) from error
+    return value
+
+
+def separator(name: str, value) -> str:
+    """Return ``value`` if it can stand between the fields of a line: a text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} must be the text between columns, such as ',', got {value!r}")
     return value
 
 

@@ -218,14 +218,16 @@ def candidates_between(collector, start: int, stop: int):
 
 
 def mend() -> None:
-    """Replace RecBole's five metrics, and let its collector keep what they need."""
-    from recbole.evaluator import Collector, metrics, register
+    """Replace RecBole's five metrics, let its collector keep what they need, and let every metric
+    be a plain number."""
+    from recbole.evaluator import Collector, Evaluator, metrics, register
 
     for name in (*OF_ALL_LISTS, *OF_EACH_LIST):
         mended = _mended(register.metrics_dict[name])
         register.metrics_dict[name] = mended
         register.metric_information[name] = mended.metric_need
         setattr(metrics, mended.__name__, mended)
+    Evaluator.evaluate = _as_plain_numbers(Evaluator.evaluate)
     metrics.GAUC.calculate_metric = _in_double_precision(metrics.GAUC.calculate_metric)
     Collector.data_collect = _collecting_counts(Collector.data_collect)
     Collector.eval_batch_collect = _collecting_lists(Collector.eval_batch_collect)
@@ -254,6 +256,19 @@ def _mended(base: type) -> type:
     Mended.__name__ = Mended.__qualname__ = base.__name__
     Mended.__doc__ = base.__doc__
     return Mended
+
+
+def _as_plain_numbers(evaluate):
+    """Metrics as Python's numbers: numpy's print as ``np.float64(0.1)`` from numpy 2 on."""
+
+    @functools.wraps(evaluate)
+    def evaluate_plainly(self, dataobject):
+        result = evaluate(self, dataobject)
+        for name, value in result.items():
+            result[name] = float(value)
+        return result
+
+    return evaluate_plainly
 
 
 def _in_double_precision(calculate_metric):

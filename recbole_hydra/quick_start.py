@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def train(
     loaders = make_loaders(config, data)
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
-    recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    recommender = _make_model(config, loaders[0]._dataset)
     adapts = bool(config["adapt_from"]) and getattr(recommender, "item_text", None) is not None
     if adapts:
         freeze_other_parts(recommender, config)
@@ -339,9 +340,22 @@ def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_da
     data = load_data(config)
     _check_data(state, data, path)
     loaders = make_loaders(config, data)
-    recommender = config.model_class(config, loaders[0]._dataset).to(config["device"])
+    recommender = _make_model(config, loaders[0]._dataset)
     checkpoint.restore_model(recommender, state, path)
     return config, recommender, data.dataset, *loaders
+
+
+def _make_model(config, dataset):
+    """The model of a run, on its device. What RecBole's models themselves refuse, such as a width
+    that their attention heads do not divide, is one line, as what our settings refuse is."""
+    try:
+        return config.model_class(config, dataset).to(config["device"])
+    except (ValueError, NotImplementedError) as error:
+        *_, last = traceback.walk_tb(error.__traceback__)
+        raised_in = last[0].f_globals.get("__name__", "")
+        if isinstance(error, RecBoleHydraError) or not raised_in.startswith("recbole."):
+            raise
+        raise ConfigError(f"{config['model']}: {error}") from error
 
 
 def _has_llm(model) -> bool:

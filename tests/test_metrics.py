@@ -172,6 +172,8 @@ def test_every_model_and_mode(make_dataset, model, changes, lengths):
     if model == "BPR":
         rows = list(dict.fromkeys(rows))
     run = trained(model, "a", path, **changes)
+    # Not numpy's: a number is printed as one.
+    assert {type(value) for value in run.result["test_result"].values()} == {float}
     sequential = model in ("Hydra", "SASRec", "FPMC")
     check(run, training_interactions(rows, sequential))
 

@@ -440,6 +440,15 @@ def test_values_that_recboles_models_take(model, key, value, read):
     assert config(model, "ml-100k", **{key: value})[key] == read
 
 
+@pytest.mark.parametrize("model", ["SASRec", "BERT4Rec", "LightSANs"])
+def test_what_only_a_recbole_model_knows_is_one_line_too(make_dataset, model):
+    rows = [(u, i, i) for u in "abc" for i in range(1, 7)]
+    message = f"^{model}: The hidden size .* is not a multiple of the number of attention heads"
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(model, make_dataset("a", rows), n_heads=3)
+    assert "\n" not in str(caught.value)
+
+
 class Own(Hydra):
     """A user's model, with a key of its own beside Hydra's."""
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 from recbole.utils import FeatureType
 
-from recbole_hydra.checks import did_you_mean
-from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra import checks
+from recbole_hydra.errors import DatasetError
 
 #: Types of columns, as the first line of a file names them.
 KINDS = tuple(kind.value for kind in FeatureType)
@@ -33,11 +33,6 @@ _MARKS = (
 
 #: Separators that people use, for hints.
 _SEPARATORS = ("\t", ",", ";", "|", "::", " ")
-
-_ENCODINGS = (
-    "utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252", "gbk", "gb18030", "big5", "shift_jis",
-    "euc_kr", "cp1251", "ascii",
-)  # fmt: skip
 
 
 def check_file(config, path) -> dict:
@@ -197,17 +192,9 @@ def _is_blank(line, separator) -> bool:
 
 def _opened(config, path) -> tuple:
     """Check what a file is opened with; returns what tells its states apart, for a cache."""
-    encoding, separator = _encoding(config), config["field_separator"]
-    try:
-        codecs.lookup(encoding)
-    except (LookupError, TypeError) as error:
-        hint = did_you_mean(encoding, _ENCODINGS) or f"; such as {', '.join(_ENCODINGS)}"
-        raise ConfigError(f"encoding: there is no encoding {encoding!r}{hint}") from error
-    if not isinstance(separator, str) or not separator:
-        raise ConfigError(
-            f"field_separator: {separator!r} is none; the fields of a line are separated by a text "
-            "such as '\\t' or ','"
-        )
+    # Our Config has checked both; RecBole's own, which may come here too, has not.
+    checks.text_encoding("encoding", _encoding(config))
+    checks.separator("field_separator", config["field_separator"])
     try:
         with open(path, "rb"):
             pass
@@ -278,7 +265,7 @@ def _header(name, path, encoding, separator) -> dict:
             raise DatasetError(
                 f"dataset {name}: column {field!r} of {path}, line 1, has the type {kind!r}; its "
                 f"first line has to name one of {', '.join(KINDS)}, as in {field}:token"
-                f"{missing or did_you_mean(kind, KINDS)}"
+                f"{missing or checks.did_you_mean(kind, KINDS)}"
             )
         if not field:
             raise DatasetError(f"{where}, line 1: {column!r} has no name before its type")

@@ -5,7 +5,6 @@ and ours, as in ``# (int) Number of layers.`` and ``Range in ['rms', 'none']``; 
 takes the value, as with ``learner``; otherwise it is written in :data:`WRITTEN`, which goes first.
 """
 
-import codecs
 import importlib.util
 import inspect
 import re
@@ -19,7 +18,7 @@ from recbole.data.transform import construct_transform
 from recbole.evaluator import metric_types
 from recbole.trainer import Trainer
 
-from recbole_hydra.checks import did_you_mean
+from recbole_hydra.checks import did_you_mean, text_encoding
 from recbole_hydra.data import filters
 from recbole_hydra.data.duplicates import which_to_keep
 from recbole_hydra.errors import ConfigError
@@ -210,16 +209,8 @@ def _gpu_id() -> Rule:
     return Rule("the number of a GPU, or several as in 0,1", read)
 
 
-def _encoding() -> Rule:
-    def read(value):
-        try:
-            codecs.lookup(value)
-        except (LookupError, TypeError, ValueError):
-            known = ("utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252", "gbk", "shift_jis")
-            raise UnfitError(did_you_mean(value, known)) from None
-        return value
-
-    return Rule("a text encoding such as utf-8 or latin-1", read)
+def _encoding(name, value):
+    return None if value is None else text_encoding(name, value)
 
 
 def _separator(words) -> Rule:
@@ -416,7 +407,7 @@ WRITTEN = {
     "discretization": _discretization,
     "benchmark_filename": _parts(),
     # Read by RecBole, listed in none of its yaml files.
-    "encoding": optional(_encoding()),
+    "encoding": _encoding,
     "tail_ratio": optional(number(least=0)),
     "nproc": _one_process(),
     "world_size": _one_process(),
