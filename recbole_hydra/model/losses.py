@@ -22,7 +22,7 @@ from torch import nn
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.ops import linear_cross_entropy
+from recbole_hydra.ops import linear_cross_entropy, pair_scores
 
 _BPR = BPRLoss()
 
@@ -115,7 +115,7 @@ def cross_entropy(states, item_table, targets, offsets=None, history=None):
         return loss
     rows, items, kinds, values = offsets
     with torch.no_grad():
-        scores = (states[rows] * F.embedding(items, item_table)).sum(-1)
+        scores = pair_scores(states, item_table, rows, items)
         d = 0.0 if history is None else history.less[rows]
         p = (scores - d - log_sum[rows]).exp()
         is_target = items == targets[rows]
