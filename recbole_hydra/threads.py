@@ -16,7 +16,7 @@ from pathlib import Path
 
 #: What makes waiting threads sleep soon: GNU's OpenMP (torch's and numba's on Linux), in turns of
 #: its loop, some microseconds; LLVM's and Intel's, in milliseconds.
-WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
+WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
 
 #: With any of these in the environment, the user has said how threads wait.
 USERS_WORD = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
