@@ -293,6 +293,7 @@ def load_model(path, model=None, device="cpu", config_dict=None):
         CheckpointError: the file cannot be read, or the model asks its dataset for more than the
             number of users and items (graph and feature models do; use load_data_and_model).
     """
+    threads.watch()
     state = checkpoint.load_checkpoint(path)
     layer = {**(config_dict or {}), "use_gpu": False}
     config = _config_of(state, path, model, config_dict=layer)

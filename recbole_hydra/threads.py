@@ -3,20 +3,29 @@
 A step of training has hundreds of short parallel regions, at the end of each of which the threads
 wait for the last one. By default they spin: a waiting thread keeps its core busy, and where
 another process wants that core, the thread that is waited for gets none. Beside one busy process
-on two cores a step then takes thirty times as long, not one and a half.
+on two cores a step then takes several times as long, not one and a half. Threads that sleep at once
+would cost a quiet machine a third of its speed: waking one takes as long as a small operation.
 
-OpenMP reads how to wait from the environment when it is loaded, so :func:`prepare` has to run
-before torch is imported; importing recbole_hydra first does that. It imports nothing itself.
+So both: :func:`prepare` bounds the spinning, and :func:`watch` looks at how long this process's
+threads wait for a core. Where they do, others want it, and waiting threads sleep at once until they
+do no more (:class:`Throttle`). How threads wait changes no result, as their number would.
+
+OpenMP reads the bound from the environment when it is loaded, so :func:`prepare` has to run before
+torch is imported; importing recbole_hydra first does that. This module imports it only where it is there already.
 """
 
 import math
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
-#: What makes waiting threads sleep soon: GNU's OpenMP (torch's and numba's on Linux), in turns of
-#: its loop, some microseconds; LLVM's and Intel's, in milliseconds.
-WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
+#: What bounds the spinning: of GNU's OpenMP (torch's and numba's on Linux), in turns of its loop, a
+#: few hundred microseconds; of LLVM's and Intel's, which nothing here watches, in milliseconds.
+WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
+#: The same of GNU's where the system does not say how long threads wait for a core.
+UNWATCHED = "1000"
 
 #: With any of these in the environment, the user has said how threads wait.
 USERS_WORD = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -31,9 +40,13 @@ def prepare() -> None:
     Waiting threads sleep soon, and there are no more of them than :func:`usable_cores`.
     """
     prepare.too_late = False
-    if not any(name in os.environ for name in USERS_WORD):
-        prepare.too_late = "torch" in sys.modules
+    # A process that one of ours started has our word, not the user's.
+    prepare.ours = not any(os.environ.get(name, ours) != ours for name, ours in _words().items())
+    if prepare.ours:
+        prepare.too_late = "torch" in sys.modules and "GOMP_SPINCOUNT" not in os.environ
         os.environ.update(WAITING)
+        if cores_waited_for() is None:
+            os.environ["GOMP_SPINCOUNT"] = UNWATCHED
     cores = usable_cores()
     if not any(name in os.environ for name in USERS_NUMBER) and cores < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = str(cores)
@@ -42,8 +55,13 @@ def prepare() -> None:
             torch.set_num_threads(min(torch.get_num_threads(), cores))
 
 
-#: Whether torch was there already, whose threads go on spinning.
-prepare.too_late = False
+#: Whether torch was there already, whose threads go on spinning; whether the user has said nothing.
+prepare.too_late = prepare.ours = False
+
+
+def _words() -> dict:
+    """What each of :data:`USERS_WORD` is where it is not the user's."""
+    return {name: WAITING.get(name) for name in USERS_WORD}
 
 
 def advice() -> str | None:
@@ -52,10 +70,145 @@ def advice() -> str | None:
         return None
     setting = " ".join(f"{name}={value}" for name, value in WAITING.items() if name[0] == "G")
     return (
-        "threads: torch was imported before recbole_hydra, so that its threads spin while they "
-        "wait, which is slow on a machine that other processes use; import recbole_hydra first, or "
-        f"start Python with {setting} in the environment"
+        "threads: torch was imported before recbole_hydra, so that its threads spin for "
+        "milliseconds while they wait, which is slow on a machine that other processes use; import "
+        f"recbole_hydra first, or start Python with {setting} in the environment"
     )
+
+
+# -- while others want the cores ------------------------------------------------------------------
+
+#: Seconds between two looks.
+EVERY = 0.1
+#: Seconds that threads wait for a core per second, all together, from which on others want it, and
+#: down to which they no longer do. On a quiet machine it is about 0.01, beside one busy process 0.4
+#: and more, throttled or not.
+WANTED, LEFT = 0.15, 0.05
+#: Looks in a row at which nobody wants the cores before threads spin again.
+QUIET_LOOKS = 5
+
+
+def cores_waited_for(tasks="/proc/self/task") -> float | None:
+    """Seconds that the threads of this process were ready to run and had no core, since each of
+    them began; None where the system does not say."""
+    waited = 0
+    try:
+        for task in os.listdir(tasks):
+            try:
+                waited += int(Path(tasks, task, "schedstat").read_bytes().split()[1])
+            except ProcessLookupError:
+                continue  # over since it was listed
+            except FileNotFoundError:
+                if Path(tasks, task).exists():
+                    return None
+    except (OSError, IndexError, ValueError):
+        return None
+    return waited / 1e9
+
+
+class Throttle:
+    """Makes threads of GNU's OpenMP that wait sleep at once, as long as it is held.
+
+    Where there are more threads than cores, it lets them spin for a hundred turns only, whatever
+    ``GOMP_SPINCOUNT`` says (libgomp's ``gomp_throttled_spin_count_var``). To hold it is to keep so
+    many threads, asleep: those of a thread of our own, who end with it.
+    """
+
+    def __init__(self):
+        self._leave = self._thread = None
+
+    @property
+    def held(self) -> bool:
+        """Whether it is held."""
+        return self._thread is not None
+
+    def hold(self) -> None:
+        """Return when threads sleep at once; no more than that if they do already."""
+        if self.held:
+            return
+        self._leave, begun = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, args=(self._leave, begun), daemon=True)
+        self._thread.start()
+        begun.wait()
+
+    def release(self) -> None:
+        """Let threads spin again."""
+        if self.held:
+            self._leave.set()
+            self._thread.join()
+            self._thread = None
+
+    @staticmethod
+    def _keep(leave, begun):
+        import torch
+
+        number = torch.get_num_threads()
+        more = max(2, len(os.sched_getaffinity(0)) - number + 2)
+        torch.set_num_threads(more)
+        torch.zeros(more * 2**15).neg_()  # large enough to be shared out to all
+        torch.set_num_threads(number)  # new threads take the number that was set last
+        begun.set()
+        leave.wait()
+
+
+class Watch:
+    """Holds a :class:`Throttle` while others want the cores.
+
+    Attributes:
+        throttle: that one.
+    """
+
+    def __init__(self, throttle):
+        self.throttle = throttle
+        self._quiet = 0
+
+    def look(self, waited: float, elapsed: float) -> None:
+        """Hold or release.
+
+        Args:
+            waited: seconds that threads waited for a core in the last ``elapsed`` seconds.
+        """
+        share = waited / elapsed
+        self._quiet = self._quiet + 1 if share < LEFT else 0
+        if share > WANTED:
+            self.throttle.hold()
+        elif self._quiet >= QUIET_LOOKS:
+            self.throttle.release()
+
+    def run(self) -> None:
+        """Look for ever."""
+        then, before = time.monotonic(), cores_waited_for()
+        while True:
+            time.sleep(EVERY)
+            now, waited = time.monotonic(), cores_waited_for()
+            # Threads that have ended take what they waited with them.
+            self.look(max(0.0, waited - before), now - then)
+            then, before = now, waited
+
+
+def watch() -> None:
+    """Have a thread look after how this process's threads wait, from now on.
+
+    Nothing is done where it would change nothing: one thread, other systems than Linux, a user who
+    has said how threads wait. A second call does nothing.
+    """
+    import torch
+
+    if watch.process == os.getpid() or not prepare.ours or torch.get_num_threads() == 1:
+        return
+    if not sys.platform.startswith("linux") or cores_waited_for() is None:
+        return
+    watch.process = os.getpid()  # threads do not go with a fork
+    threading.Thread(
+        target=Watch(Throttle()).run, name="recbole_hydra.threads", daemon=True
+    ).start()
+
+
+#: The process that is watched.
+watch.process = None
+
+
+# -- how many -------------------------------------------------------------------------------------
 
 
 def usable_cores(root="/") -> int:

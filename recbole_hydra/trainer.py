@@ -13,7 +13,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
 
-from recbole_hydra import checkpoint
+from recbole_hydra import checkpoint, threads
 from recbole_hydra.checks import one_of, positive_number
 from recbole_hydra.data.domains import DomainLoaders
 from recbole_hydra.data.evaluation import TargetCollector
@@ -44,6 +44,7 @@ def get_trainer(config) -> type:
 
     Decision-tree models train outside torch and keep RecBole's own trainer.
     """
+    threads.watch()
     base = get_recbole_trainer(config["MODEL_TYPE"], config["model"])
     return base if config["MODEL_TYPE"] == ModelType.DECISIONTREE else _resumable(base)
 

@@ -79,12 +79,148 @@ def test_importing_the_package_is_enough(first):
     assert python(code) == f"{OURS['GOMP_SPINCOUNT']} 1 1 {late}"
 
 
+def test_a_process_that_ours_starts_has_our_word_too(environment):
+    environment.delenv("OMP_WAIT_POLICY", raising=False)
+    threads.prepare()
+    threads.prepare()
+    assert threads.prepare.ours and said(threads.USERS_WORD) == OURS
+    environment.setenv("OMP_WAIT_POLICY", "active")
+    threads.prepare()
+    assert not threads.prepare.ours
+    for name in threads.USERS_WORD:
+        environment.delenv(name)
+
+
+def test_where_nobody_can_watch_threads_sleep_soon(environment):
+    environment.setattr(threads, "cores_waited_for", lambda: None)
+    threads.prepare()
+    assert said(threads.USERS_WORD) == {**OURS, "GOMP_SPINCOUNT": threads.UNWATCHED}
+    for name in OURS:
+        environment.delenv(name)
+
+
 def test_a_run_logs_the_advice_once(run_small, monkeypatch, caplog):
     monkeypatch.setattr(threads.prepare, "too_late", True)
     caplog.set_level("INFO")
     run_small("Hydra", epochs=1)
     lines = [r.getMessage() for r in caplog.records if "threads: torch was" in r.getMessage()]
     assert len(lines) == 1
+
+
+# -- while others want the cores ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "contents, seconds",
+    [
+        ({}, 0.0),
+        ({"1/schedstat": "5 2000000000 7\n", "2/schedstat": "5 500000000 7\n"}, 2.5),
+        ({"1/schedstat": "5 2000000000 7\n", "2/comm": "python\n"}, None),
+        ({"1/schedstat": "\n"}, None),
+        ({"1/schedstat": "nonsense here it is\n"}, None),
+    ],
+)
+def test_time_that_threads_waited_for_a_core(tmp_path, contents, seconds):
+    assert threads.cores_waited_for(files(tmp_path, contents)) == seconds
+    assert threads.cores_waited_for(tmp_path / "none") is None
+
+
+class Held:
+    """A throttle that only remembers."""
+
+    def __init__(self):
+        self.held = False
+
+    def hold(self):
+        self.held = True
+
+    def release(self):
+        self.held = False
+
+
+def test_when_to_hold_and_when_to_release():
+    watch = threads.Watch(Held())
+
+    def looks(*shares):
+        for share in shares:
+            watch.look(share * 0.1, 0.1)
+        return watch.throttle.held
+
+    quiet, between, busy = 0.01, 0.1, 0.4
+    assert not looks(quiet, between, between)
+    assert looks(busy)
+    assert looks(*[quiet] * (threads.QUIET_LOOKS - 1))
+    assert looks(between, *[quiet] * (threads.QUIET_LOOKS - 1))  # from the start again
+    assert not looks(quiet)
+    assert not looks(quiet, between)
+    assert looks(busy, busy)
+
+
+LINUX = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or threads.cores_waited_for() is None,
+    reason="the system does not say how long threads wait for a core",
+)
+
+
+@LINUX
+def test_a_throttle_keeps_more_threads_than_cores_and_lets_them_go():
+    code = """
+import os, time, recbole_hydra, torch
+from recbole_hydra import threads
+torch.set_num_threads(2)
+torch.zeros(200_000).neg_()
+def number(): return len(os.listdir("/proc/self/task"))
+def settles(wanted):
+    end = time.monotonic() + 10
+    while number() != wanted and time.monotonic() < end: time.sleep(0.01)
+    return number()
+before, throttle = number(), threads.Throttle()
+for _ in range(2):
+    throttle.hold(); throttle.hold()
+    more = number() - before
+    print(throttle.held, before - 1 + more > 1, more >= len(os.sched_getaffinity(0)) - 2 + 2)
+    throttle.release(); throttle.release()
+    print(throttle.held, settles(before) == before, torch.get_num_threads())
+"""
+    held, left = "True True True", "False True 2"
+    assert python(code).splitlines() == [held, left] * 2
+
+
+@LINUX
+def test_threads_sleep_at_once_while_others_want_the_cores():
+    code = """
+import os, subprocess, sys, time, recbole_hydra, torch
+from recbole_hydra import threads
+throttle = threads.Throttle()
+threads.Throttle = lambda: throttle
+torch.set_num_threads(2)
+threads.watch(); threads.watch()
+x = torch.zeros(200_000)
+def wait(held):
+    end = time.monotonic() + 60
+    while throttle.held != held and time.monotonic() < end: x.add_(1)
+    return throttle.held
+parent = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+cores = 2 * len(os.sched_getaffinity(0))
+others = [subprocess.Popen([sys.executable, "-c", parent]) for _ in range(cores)]
+try: print(wait(True))
+finally:
+    for other in others: other.kill(); other.wait()
+import threading
+print(sum(t.name == "recbole_hydra.threads" for t in threading.enumerate()))
+"""
+    assert python(code) == "True\n1"
+
+
+@pytest.mark.parametrize("why", ["one thread", "the user's word", "nothing to look at"])
+def test_nothing_is_watched_where_it_changes_nothing(monkeypatch, why):
+    monkeypatch.setattr(threads.watch, "process", None)
+    monkeypatch.setattr(threads.prepare, "ours", why != "the user's word")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if why == "one thread" else 2)
+    if why == "nothing to look at":
+        monkeypatch.setattr(threads, "cores_waited_for", lambda: None)
+    threads.watch()
+    assert threads.watch.process is None
 
 
 # -- how many ------------------------------------------------------------------------------------
