@@ -11,7 +11,8 @@ threads wait for a core. Where they do, others want it, and waiting threads slee
 do no more (:class:`Throttle`). How threads wait changes no result, as their number would.
 
 OpenMP reads the bound from the environment when it is loaded, so :func:`prepare` has to run before
-torch is imported; importing recbole_hydra first does that. This module imports it only where it is there already.
+torch is imported; importing recbole_hydra first does that. This module imports torch only in
+functions that need it.
 """
 
 import math

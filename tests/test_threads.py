@@ -200,7 +200,7 @@ def wait(held):
     end = time.monotonic() + 60
     while throttle.held != held and time.monotonic() < end: x.add_(1)
     return throttle.held
-parent = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+parent = "import os; parent = os.getppid()" + chr(10) + "while os.getppid() == parent: pass"
 cores = 2 * len(os.sched_getaffinity(0))
 others = [subprocess.Popen([sys.executable, "-c", parent]) for _ in range(cores)]
 try: print(wait(True))
