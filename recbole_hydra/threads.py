@@ -23,8 +23,9 @@ import time
 from pathlib import Path
 
 #: What bounds the spinning: of GNU's OpenMP (torch's and numba's on Linux), in turns of its loop, a
-#: few hundred microseconds; of LLVM's and Intel's, which nothing here watches, in milliseconds.
-WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
+#: millisecond or two, longer than what lies between two parallel regions of a step; of LLVM's and
+#: Intel's, which nothing here watches, in milliseconds.
+WAITING = {"GOMP_SPINCOUNT": "100000", "KMP_BLOCKTIME": "0"}
 #: The same of GNU's where the system does not say how long threads wait for a core.
 UNWATCHED = "1000"
 
