@@ -15,6 +15,7 @@ torch is imported; importing recbole_hydra first does that. This module imports 
 functions that need it.
 """
 
+import atexit
 import math
 import os
 import sys
@@ -163,6 +164,21 @@ class Watch:
     def __init__(self, throttle):
         self.throttle = throttle
         self._quiet = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self.run, name="recbole_hydra.threads", daemon=True)
+
+    def start(self) -> None:
+        """Have a thread look, until the interpreter ends."""
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Look no more, and hold nothing. A thread that the end of the interpreter finds inside of
+        torch, on its way back from it, would abort the process."""
+        self._over.set()
+        if self._thread.is_alive():  # not in a process that was forked
+            self._thread.join()
+            self.throttle.release()
 
     def look(self, waited: float, elapsed: float) -> None:
         """Hold or release.
@@ -178,11 +194,12 @@ class Watch:
             self.throttle.release()
 
     def run(self) -> None:
-        """Look for ever."""
+        """Look until :meth:`stop`."""
         then, before = time.monotonic(), cores_waited_for()
-        while True:
-            time.sleep(EVERY)
+        while not self._over.wait(EVERY):
             now, waited = time.monotonic(), cores_waited_for()
+            if waited is None:  # the system says it no more
+                continue
             # Threads that have ended take what they waited with them.
             self.look(max(0.0, waited - before), now - then)
             then, before = now, waited
@@ -201,9 +218,7 @@ def watch() -> None:
     if not sys.platform.startswith("linux") or cores_waited_for() is None:
         return
     watch.process = os.getpid()  # threads do not go with a fork
-    threading.Thread(
-        target=Watch(Throttle()).run, name="recbole_hydra.threads", daemon=True
-    ).start()
+    Watch(Throttle()).start()
 
 
 #: The process that is watched.

@@ -212,6 +212,27 @@ print(sum(t.name == "recbole_hydra.threads" for t in threading.enumerate()))
     assert python(code) == "True\n1"
 
 
+@LINUX
+@pytest.mark.parametrize("when", ["held", "in between"])
+def test_a_process_ends_as_it_would_without(when):
+    code = f"""
+import recbole_hydra, torch
+from recbole_hydra import threads
+threads.EVERY = 0.0001
+looks = iter(range(10**9))
+threads.WANTED, threads.LEFT = (-1, -2) if {when!r} == "held" else (0.5, 0.6)
+threads.QUIET_LOOKS = 1
+if {when!r} == "in between":
+    threads.cores_waited_for = lambda: next(looks) % 2  # at every look the other way
+torch.set_num_threads(2)
+threads.watch()
+torch.zeros(200_000).neg_()
+print("over")
+"""
+    for _ in range(3):
+        assert python(code) == "over"
+
+
 @pytest.mark.parametrize("why", ["one thread", "the user's word", "nothing to look at"])
 def test_nothing_is_watched_where_it_changes_nothing(monkeypatch, why):
     monkeypatch.setattr(threads.watch, "process", None)
