@@ -46,20 +46,24 @@ def prepare() -> None:
     # A process that one of ours started has our word, not the user's.
     prepare.ours = not any(os.environ.get(name, ours) != ours for name, ours in _words().items())
     if prepare.ours:
-        prepare.too_late = "torch" in sys.modules and "GOMP_SPINCOUNT" not in os.environ
+        prepare.too_late = _torch() is not None and "GOMP_SPINCOUNT" not in os.environ
         os.environ.update(WAITING)
         if cores_waited_for() is None:
             os.environ["GOMP_SPINCOUNT"] = UNWATCHED
     cores = usable_cores()
     if not any(name in os.environ for name in USERS_NUMBER) and cores < (os.cpu_count() or 1):
         os.environ["OMP_NUM_THREADS"] = str(cores)
-        if "torch" in sys.modules:
-            torch = sys.modules["torch"]
+        if torch := _torch():
             torch.set_num_threads(min(torch.get_num_threads(), cores))
 
 
 #: Whether torch was there already, whose threads go on spinning; whether the user has said nothing.
 prepare.too_late = prepare.ours = False
+
+
+def _torch():
+    """torch where something has imported it, else None."""
+    return sys.modules.get("torch")
 
 
 def _words() -> dict:
@@ -118,6 +122,9 @@ class Throttle:
     """
 
     def __init__(self):
+        import torch  # here, not in a thread that nobody sees fail
+
+        self._torch = torch
         self._leave = self._thread = None
 
     @property
@@ -132,7 +139,7 @@ class Throttle:
         self._leave, begun = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, args=(self._leave, begun), daemon=True)
         self._thread.start()
-        begun.wait()
+        begun.wait()  # set whatever happens there
 
     def release(self) -> None:
         """Let threads spin again."""
@@ -141,16 +148,15 @@ class Throttle:
             self._thread.join()
             self._thread = None
 
-    @staticmethod
-    def _keep(leave, begun):
-        import torch
-
-        number = torch.get_num_threads()
+    def _keep(self, leave, begun):
+        torch, number = self._torch, self._torch.get_num_threads()
         more = max(2, len(os.sched_getaffinity(0)) - number + 2)
-        torch.set_num_threads(more)
-        torch.zeros(more * 2**15).neg_()  # large enough to be shared out to all
-        torch.set_num_threads(number)  # new threads take the number that was set last
-        begun.set()
+        try:
+            torch.set_num_threads(more)
+            torch.zeros(more * 2**15).neg_()  # large enough to be shared out to all
+        finally:
+            torch.set_num_threads(number)  # new threads take the number that was set last
+            begun.set()
         leave.wait()
 
 
@@ -178,7 +184,6 @@ class Watch:
         self._over.set()
         if self._thread.is_alive():  # not in a process that was forked
             self._thread.join()
-            self.throttle.release()
 
     def look(self, waited: float, elapsed: float) -> None:
         """Hold or release.
@@ -196,13 +201,16 @@ class Watch:
     def run(self) -> None:
         """Look until :meth:`stop`."""
         then, before = time.monotonic(), cores_waited_for()
-        while not self._over.wait(EVERY):
-            now, waited = time.monotonic(), cores_waited_for()
-            if waited is None:  # the system says it no more
-                continue
-            # Threads that have ended take what they waited with them.
-            self.look(max(0.0, waited - before), now - then)
-            then, before = now, waited
+        try:
+            while not self._over.wait(EVERY):
+                now, waited = time.monotonic(), cores_waited_for()
+                if waited is None:  # the system says it no more
+                    continue
+                # Threads that have ended take what they waited with them.
+                self.look(max(0.0, waited - before), now - then)
+                then, before = now, waited
+        finally:
+            self.throttle.release()
 
 
 def watch() -> None:

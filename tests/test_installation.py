@@ -73,6 +73,15 @@ def our_requirements(python_version):
     return found
 
 
+def test_every_package_is_installed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = [x for x in setup["options"]["packages"].split("\n") if x and not x.startswith("#")]
+    files = (ROOT / "recbole_hydra").rglob("__init__.py")
+    found = {".".join(file.parent.relative_to(ROOT).parts) for file in files}
+    assert sorted(listed) == sorted(found | {"recbole_hydra.properties"})
+
+
 @pytest.mark.parametrize("python_version", ["3.10", "3.11", "3.12", "3.13"])
 def test_what_recbole_needs_is_what_we_need(python_version):
     """It is installed with --no-deps, so all of it has to come with us."""

@@ -2,6 +2,8 @@ import importlib
 import os
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ def environment(monkeypatch):
     for name in (*threads.USERS_WORD, *threads.USERS_NUMBER):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(threads.prepare, "too_late", False)
-    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(threads, "_torch", lambda: None)  # out of sys.modules others miss it, too
     return monkeypatch
 
 
@@ -41,7 +43,7 @@ def test_waiting_is_the_user_s_or_ours(environment, users, torch_came_first):
     for name, value in users.items():
         environment.setenv(name, value)
     if torch_came_first:
-        environment.setitem(sys.modules, "torch", torch)
+        environment.setattr(threads, "_torch", lambda: torch)
     threads.prepare()
     assert said(threads.USERS_WORD) == (users or OURS)  # for the processes that it starts, too
     line = threads.advice()
@@ -210,6 +212,31 @@ import threading
 print(sum(t.name == "recbole_hydra.threads" for t in threading.enumerate()))
 """
     assert python(code) == "True\n1"
+
+
+@LINUX
+def test_a_watch_that_fails_holds_nothing_and_blocks_nothing(monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    # Threads that cannot be made: whoever holds goes on, as a throttle that does nothing.
+    throttle = threads.Throttle()
+    throttle._torch = SimpleNamespace(
+        get_num_threads=lambda: 2, set_num_threads=lambda _: None, zeros=fails
+    )
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    throttle.hold()
+    throttle.release()
+    assert not throttle.held
+
+    monkeypatch.setattr(threads, "EVERY", 0.001)
+    watch = threads.Watch(Held())
+    watch.throttle.hold()
+    watch.look = fails
+    watch._thread.start()
+    watch._thread.join(60)
+    watch.stop()
+    assert not watch.throttle.held
 
 
 @LINUX
