@@ -12,6 +12,7 @@ from recbole_hydra import threads
 threads.prepare()  # before torch is imported
 
 from recbole_hydra import compat  # noqa: E402
+from recbole_hydra.compat.imports import replace_in  # noqa: E402
 
 compat.apply()
 
@@ -33,12 +34,12 @@ def _load_data_and_model(model_file):
 
 
 # What RecBole reads checkpoints and loaders with, for ours.
-compat.replace_in(
+replace_in(
     "recbole.utils.case_study", full_sort_scores=full_sort_scores, full_sort_topk=full_sort_topk
 )
-compat.replace_in("recbole.quick_start.quick_start", load_data_and_model=_load_data_and_model)
+replace_in("recbole.quick_start.quick_start", load_data_and_model=_load_data_and_model)
 if "recbole.quick_start" in sys.modules:  # else it takes the name from the module above
-    compat.replace_in("recbole.quick_start", load_data_and_model=_load_data_and_model)
+    replace_in("recbole.quick_start", load_data_and_model=_load_data_and_model)
 
 __version__ = "0.1.0"
 

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from packaging.requirements import Requirement
 
-from recbole_hydra.compat import require_recbole
+from recbole_hydra.compat.installing import require_recbole
 
 ROOT = Path(__file__).parents[1]
 REMEDY = "pip install --no-deps recbole==1.2.1"

@@ -17,7 +17,7 @@ import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
-from recbole_hydra import compat
+from recbole_hydra.compat.loading import atomic_files
 from recbole_hydra.data.parts import are_put_in_order
 from recbole_hydra.errors import ConfigError, DatasetError
 
@@ -443,8 +443,8 @@ def describe_difference(order: str, difference: dict | None) -> str | None:
 
 @contextmanager
 def _read_as_text(column):
-    before, compat.atomic_files.as_text = compat.atomic_files.as_text, column
+    before, atomic_files.as_text = atomic_files.as_text, column
     try:
         yield
     finally:
-        compat.atomic_files.as_text = before
+        atomic_files.as_text = before

@@ -13,7 +13,7 @@ from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
 
-from recbole_hydra.compat import refuse_endless_sampling
+from recbole_hydra.compat.sampling import refuse_endless_sampling
 from recbole_hydra.data.targets import POSITION
 from recbole_hydra.errors import ConfigError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import recbole
 from recbole.utils import get_model as get_recbole_model
 
-from recbole_hydra import compat
 from recbole_hydra.checks import did_you_mean
+from recbole_hydra.compat.models import repair_model_module
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model.sequential_recommender import Hydra, Mamba4Rec
 
@@ -39,5 +39,5 @@ def get_model(name: str) -> type:
             raise ConfigError(f"model: {name} needs a library: {error}; pip install it") from error
         hint = did_you_mean(name, [*MODELS, *recbole_model_names()])
         raise ConfigError(f"model: there is no model {name!r}{hint}") from None
-    compat.repair_model_module(importlib.import_module(model.__module__))
+    repair_model_module(importlib.import_module(model.__module__))
     return model

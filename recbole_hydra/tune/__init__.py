@@ -4,8 +4,8 @@ a kill, and never see the test set."""
 import os
 from pathlib import Path
 
-from recbole_hydra import compat
 from recbole_hydra.checks import boolean
+from recbole_hydra.compat import ray as compat
 from recbole_hydra.errors import RecBoleHydraError, TuneError
 from recbole_hydra.output_folder import write_json
 from recbole_hydra.tune.plan import FOLDER, make_plan, read_trials

@@ -52,7 +52,7 @@ def run_trial(config: dict, job: Job) -> None:
     """
     import ray
 
-    from recbole_hydra.compat import ray_tune
+    from recbole_hydra.compat.ray import ray_tune
     from recbole_hydra.tune.datasets import loader_of
 
     if not (Path(job.folder) / FOLDER.file).is_file():
