@@ -1,0 +1,50 @@
+"""What mkdocs builds beside the pages here: the reports of the benchmarks, and the settings."""
+
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: A line such as ``num_layers: 1  # (int) Number of layers.``
+LINE = re.compile(r"^([\w-]+)\s*:\s*((?:[^#'\"]|'[^']*'|\"[^\"]*\")*)#\s*(?:\(([^)]*)\)\s*)?(.*)$")
+
+#: Files of settings, in the order in which they are read, with a heading.
+PROPERTIES = {
+    "Training, for every model": "training.yaml",
+    "Evaluation": "overall.yaml",
+    "Hydra": "model/Hydra.yaml",
+    "Mamba4Rec": "model/Mamba4Rec.yaml",
+    "Your own subclasses of CausalRecommender": "model/CausalRecommender.yaml",
+}
+
+
+def settings_page() -> str:
+    """The settings and their defaults, from the comments of ``properties/``."""
+    lines = [
+        "# Settings and their defaults",
+        "Beside these, every setting of RecBole: its documentation has them. Layers, each over the "
+        "one before: RecBole's yaml, ours, files of yours (`--config_files`), the command line.",
+    ]
+    for title, name in PROPERTIES.items():
+        lines += [f"## {title}", "| setting | default | type | what it is |\n|---|---|---|---|"]
+        for line in (ROOT / "properties" / name).read_text(encoding="utf-8").splitlines():
+            match = LINE.match(line)
+            if match and not line.startswith("#"):
+                cells = (cell.replace("|", "\\|").strip() for cell in match.groups(""))
+                key, default, kind, words = cells
+                lines[-1] += f"\n| `{key}` | `{default}` | {kind} | {words} |"
+    return "\n\n".join(lines) + "\n"
+
+
+def on_files(files, config):
+    """Add the generated page and the reports."""
+    files.append(File.generated(config, "reference/settings.md", content=settings_page()))
+    for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
+        if path.suffix in (".md", ".png"):
+            name = path.relative_to(ROOT / "benchmarks").as_posix()
+            files.append(
+                File(name, ROOT / "benchmarks", config.site_dir, config.use_directory_urls)
+            )
+    return files
