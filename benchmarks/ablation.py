@@ -19,10 +19,10 @@ import yaml
 from runs import begun_by_another
 
 from recbole_hydra.compare.ranks import metric
-from recbole_hydra.config import PROPERTIES
 from recbole_hydra.machine import machine
 from recbole_hydra.output_folder import read_json, write_json
-from recbole_hydra.quick_start import train_or_continue
+from recbole_hydra.settings.config import PROPERTIES
+from recbole_hydra.training.run import train_or_continue
 
 #: The settings around which one is changed; the rest is ``properties/model/Hydra.yaml``. Where an
 #: epoch takes a minute, there are half as many.

@@ -14,6 +14,7 @@ and scaled by the share of its batches that were done; no model begins a round w
 """
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,10 +68,11 @@ class Until:
 def work(model):
     """A process that trains ``model`` for as long as each line of its input says, and answers with
     the seconds of an epoch."""
+    meet_older_package()
     from epoch import Firsts, prepare, seconds
 
     from recbole_hydra.machine import machine
-    from recbole_hydra.window_loss import WindowLoss
+    from recbole_hydra.training.window_loss import WindowLoss
 
     trainer, loader = prepare(model, "ml-100k", {"training_mode": "autoregressive"})
     loss = WindowLoss(trainer.model, False, trainer.config["later_targets"])
@@ -79,6 +82,17 @@ def work(model):
         batches = Until(loader, float(line))
         taken = seconds(trainer, batches, loss)
         print("epoch", taken * len(loader) / batches.done, flush=True)
+
+
+def meet_older_package():
+    """Let a revision from before modules moved have them where they are today."""
+    import recbole_hydra
+
+    if not (Path(recbole_hydra.__file__).parent / "training").is_dir():
+        sys.modules["recbole_hydra.training"] = types.ModuleType("recbole_hydra.training")
+        for name in ("trainer", "window_loss"):
+            older = importlib.import_module(f"recbole_hydra.{name}")
+            sys.modules[f"recbole_hydra.training.{name}"] = older
 
 
 class Worker:

@@ -19,8 +19,8 @@ from recbole.data.interaction import Interaction
 
 from recbole_hydra import Config
 from recbole_hydra.data import prepare_data
-from recbole_hydra.data.cooccurrence import initialize_items
 from recbole_hydra.data.targets import POSITION, TargetDataset
+from recbole_hydra.settings.options.item_initialization import initialize_items
 
 
 class RandomTargets(TargetDataset):

@@ -26,7 +26,7 @@ from item_text import minilm
 from report import cell
 
 from recbole_hydra.output_folder import read_json, write_json
-from recbole_hydra.quick_start import read_test_set, train
+from recbole_hydra.training.run import read_test_set, train
 
 NAME = "domains"
 RUNS = report.RESULTS / NAME / "runs.json"

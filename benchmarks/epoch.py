@@ -28,8 +28,8 @@ from recbole.utils import init_seed
 
 from recbole_hydra import Config
 from recbole_hydra.data import create_dataset, split_dataset
-from recbole_hydra.trainer import get_trainer
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.trainer import get_trainer
+from recbole_hydra.training.window_loss import WindowLoss
 
 
 class Firsts:

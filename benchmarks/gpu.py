@@ -27,7 +27,7 @@ from step import Items
 from recbole_hydra import Config
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import linear_cross_entropy, selective_scan
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.window_loss import WindowLoss
 
 WARM_UP = 3
 D_STATE, WIDTH = 16, 64  # states of a channel; width of states and models

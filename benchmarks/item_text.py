@@ -28,7 +28,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from recbole_hydra.compare.ranks import left_out_targets, metric, rank_targets
 from recbole_hydra.machine import machine
 from recbole_hydra.output_folder import read_json, write_json
-from recbole_hydra.quick_start import read_test_set, train
+from recbole_hydra.training.run import read_test_set, train
 
 NAME = "item-text"
 RUNS = report.RESULTS / NAME / "runs.json"

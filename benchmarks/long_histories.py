@@ -25,7 +25,7 @@ from quality import COMMON, chosen_before
 
 from recbole_hydra.machine import machine
 from recbole_hydra.output_folder import read_json, write_json
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.window_loss import WindowLoss
 
 NAME, DATASET, SEED = "long-histories", "ml-1m-prefix", 2020
 MODELS = ("SASRec", "Mamba4Rec", "Hydra")

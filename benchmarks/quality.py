@@ -30,7 +30,7 @@ from recbole_hydra.compare import compare
 from recbole_hydra.compare.ranks import display
 from recbole_hydra.compare.statistics import paired_p, per_user
 from recbole_hydra.output_folder import read_json, write_json
-from recbole_hydra.quick_start import train_or_continue
+from recbole_hydra.training.run import train_or_continue
 from recbole_hydra.tune import tune
 
 MODELS = ("Hydra", "Mamba4Rec", "SASRec", "GRU4Rec")

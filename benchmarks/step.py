@@ -21,7 +21,7 @@ from recbole.data.interaction import Interaction
 
 from recbole_hydra import Config
 from recbole_hydra.machine import peak_memory
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.window_loss import WindowLoss
 
 MODELS = ["SASRec", "GRU4Rec", "Mamba4Rec", "Hydra"]
 LENGTHS = [64, 128, 200, 256, 512, 1024, 2048, 4096, 8192, 16384]
