@@ -103,8 +103,7 @@ def main(argv=None) -> int:
 def train(argv: list[str]) -> dict:
     """Run the job of the plain command: one model on one dataset; returns its result."""
     from recbole_hydra.errors import ConfigError
-    from recbole_hydra.quick_start import run_recbole_hydra
-    from recbole_hydra.settings.parsing import parse_arguments, parse_paths, parse_value
+    from recbole_hydra.settings.spelling import parse_arguments, parse_paths, parse_value
 
     if not argv[0].startswith("-"):
         raise ConfigError(f"command line: unknown command {argv[0]!r}; see recbole-hydra --help")
@@ -112,6 +111,10 @@ def train(argv: list[str]) -> dict:
     processes = {key: arguments.pop(key, "1") for key in ("nproc", "world_size")}
     if any(number not in ("1", "-1") for number in processes.values()):
         raise ConfigError("nproc, world_size: runs of several processes are not supported")
+    _refuse_unknown_keys(arguments)
+
+    from recbole_hydra.quick_start import run_recbole_hydra
+
     return run_recbole_hydra(
         model=arguments.pop("model", None),
         dataset=arguments.pop("dataset", None),
@@ -122,12 +125,30 @@ def train(argv: list[str]) -> dict:
     )
 
 
+def _refuse_unknown_keys(arguments: dict) -> None:
+    """Tell of a mistyped key before anything heavy is imported: what Config would say.
+
+    What has to be known first, such as another file's settings, is left to Config.
+    """
+    from recbole_hydra.errors import ConfigError
+    from recbole_hydra.settings.known_keys import read_keys
+
+    names = arguments.get("model"), arguments.get("dataset")
+    if None in names or arguments.keys() & {"config_files", "resume"}:
+        return
+    read = read_keys(*names, options=("resume", "saved"))
+    for key in arguments if read is not None else ():
+        problem = None if key == "saved" else read.problem(key)
+        if problem is not None and problem.startswith(("unknown", "computed")):
+            raise ConfigError(f"command line: {problem}")
+
+
 def compare(argv: list[str]):
     """Run the job ``compare``, and print its tables; returns the Comparison."""
     from recbole_hydra.compare import compare as run_comparison
     from recbole_hydra.compare.report import markdown_table, quality_table
     from recbole_hydra.errors import ComparisonError
-    from recbole_hydra.settings.parsing import (
+    from recbole_hydra.settings.spelling import (
         home,
         parse_arguments,
         parse_list,
@@ -182,7 +203,7 @@ def tune(argv: list[str]):
     from tabulate import tabulate
 
     from recbole_hydra.errors import TuneError
-    from recbole_hydra.settings.parsing import parse_arguments, parse_paths, parse_value
+    from recbole_hydra.settings.spelling import parse_arguments, parse_paths, parse_value
     from recbole_hydra.tune import tune as run_sweep
 
     arguments = parse_arguments(argv)

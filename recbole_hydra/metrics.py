@@ -217,11 +217,11 @@ def candidates_between(collector, start: int, stop: int):
 # -- in RecBole's place --------------------------------------------------------------------------
 
 
-def mend() -> None:
+def mend(evaluator) -> None:
     """Replace RecBole's five metrics, let its collector keep what they need, and let every metric
-    be a plain number."""
-    from recbole.evaluator import Collector, Evaluator, metrics, register
-
+    be a plain number; ``evaluator`` is the package recbole.evaluator."""
+    metrics, register = evaluator.metrics, evaluator.register
+    Collector, Evaluator = evaluator.Collector, evaluator.Evaluator
     for name in (*OF_ALL_LISTS, *OF_EACH_LIST):
         mended = _mended(register.metrics_dict[name])
         register.metrics_dict[name] = mended

@@ -91,8 +91,9 @@ EVERY = 0.1
 #: down to which they no longer do. On a quiet machine it is about 0.01, beside one busy process 0.4
 #: and more, throttled or not.
 WANTED, LEFT = 0.15, 0.05
-#: Looks in a row at which nobody wants the cores before threads spin again.
-QUIET_LOOKS = 5
+#: Looks in a row at which others want the cores before threads sleep at once: a quiet machine has
+#: its moments, too. And at which nobody does before threads spin again.
+BUSY_LOOKS, QUIET_LOOKS = 2, 5
 
 
 def cores_waited_for(tasks="/proc/self/task") -> float | None:
@@ -169,7 +170,7 @@ class Watch:
 
     def __init__(self, throttle):
         self.throttle = throttle
-        self._quiet = 0
+        self._busy = self._quiet = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self.run, name="recbole_hydra.threads", daemon=True)
 
@@ -193,7 +194,8 @@ class Watch:
         """
         share = waited / elapsed
         self._quiet = self._quiet + 1 if share < LEFT else 0
-        if share > WANTED:
+        self._busy = self._busy + 1 if share > WANTED else 0
+        if self._busy >= BUSY_LOOKS:
             self.throttle.hold()
         elif self._quiet >= QUIET_LOOKS:
             self.throttle.release()

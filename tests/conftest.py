@@ -48,6 +48,9 @@ def elsewhere(tmp_path, monkeypatch):
     """Run every test in a folder of its own: RecBole writes into the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["pytest", "--a_foreign=argument"])
+    # RecBole writes it, too: what there was, or nothing, is put back.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     yield tmp_path
     logging.getLogger().setLevel(logging.WARNING)
 

@@ -16,7 +16,7 @@ from recbole_hydra import Config, load_data_and_model, load_model, recommend, ru
 from recbole_hydra.checkpoint import load_checkpoint, save_checkpoint, to_plain
 from recbole_hydra.errors import CheckpointError, DatasetError, RecBoleHydraError
 from recbole_hydra.model import get_model
-from recbole_hydra.trainer import run_name
+from recbole_hydra.training.trainer import run_name
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_load_data_and_model_gives_recboles_tuple(trained):
     config, model, dataset, train, valid, test = load_data_and_model(trained["best_checkpoint"])
     assert config["model"] == "Hydra" and dataset.item_num == 61
     assert len(train) and len(valid) and len(test)
-    from recbole_hydra.trainer import get_trainer
+    from recbole_hydra.training.trainer import get_trainer
 
     trainer = get_trainer(config)(config, model)
     trainer.eval_collector.data_collect(train)

@@ -9,7 +9,7 @@ from recbole.model.sequential_recommender import SASRec
 from recbole_hydra import Config, Hydra, default_config
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model import MODELS, get_model, recbole_model_names
-from recbole_hydra.settings.parsing import parse_arguments, parse_list, parse_paths, parse_value
+from recbole_hydra.settings.spelling import parse_arguments, parse_list, parse_paths, parse_value
 
 
 def config(model="Hydra", dataset="tiny", argv=(), files=None, **values):

@@ -5,16 +5,16 @@ from conftest import small
 from recbole.data.interaction import Interaction
 
 import recbole_hydra
-from recbole_hydra.config import Config
 from recbole_hydra.data import prepare_data
-from recbole_hydra.data.cooccurrence import (
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.settings.config import Config
+from recbole_hydra.settings.options.item_initialization import (
     SMOOTHING,
     WINDOW,
     cooccurrence_counts,
     initialize_items,
     item_vectors,
 )
-from recbole_hydra.errors import ConfigError
 
 
 def train_split(**changes):
@@ -134,7 +134,7 @@ def test_without_pairs_nothing_changes():
 
 @pytest.mark.parametrize("model", ["Hydra", "Mamba4Rec", "SASRec", "GRU4Rec"])
 def test_every_causal_model_can_start_from_them(model, caplog):
-    from recbole_hydra.quick_start import train
+    from recbole_hydra.training.run import train
 
     runs = {}
     for way in ("normal", "cooccurrence"):
@@ -153,7 +153,7 @@ def test_every_causal_model_can_start_from_them(model, caplog):
 
 def test_seeds_turn_them_differently(run_small):
     def table(seed):
-        from recbole_hydra.quick_start import train
+        from recbole_hydra.training.run import train
 
         settings = small("SASRec", item_initialization="cooccurrence", epochs=1, seed=seed)
         settings["learning_rate"] = 1e-9

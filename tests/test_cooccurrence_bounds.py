@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import coo_array, csr_array
 
-import recbole_hydra.data.cooccurrence as module
-from recbole_hydra.config import Config
+import recbole_hydra.settings.options.item_initialization as module
 from recbole_hydra.data import prepare_data
-from recbole_hydra.data.cooccurrence import (
+from recbole_hydra.settings.config import Config
+from recbole_hydra.settings.options.item_initialization import (
     POWER,
     cooccurrence_counts,
     initialize_items,

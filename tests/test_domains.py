@@ -16,7 +16,6 @@ from recbole_hydra import (
     recommend,
     run_recbole_hydra,
 )
-from recbole_hydra.adapt import part_of
 from recbole_hydra.cli import main
 from recbole_hydra.data import create_dataset, prepare_data, split_dataset
 from recbole_hydra.data.domains import Domains
@@ -29,8 +28,9 @@ from recbole_hydra.errors import (
     RecBoleHydraError,
     TuneError,
 )
-from recbole_hydra.quick_start import train
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.adapt import part_of
+from recbole_hydra.training.run import train
+from recbole_hydra.training.window_loss import WindowLoss
 
 
 @pytest.fixture
@@ -303,11 +303,11 @@ def test_user_models_per_domain(settings):
     keep = torch.tensor([2, 4, 8, 9])
     states = model.encode(items)
     assert torch.allclose(model.encode(items, keep=keep), states.flatten(0, 1)[keep], atol=1e-6)
-    both, model.domain_start = model.layers, None
+    both = model.layers
     for rows, layers in (([0, 2], both[0]), ([1, 3], both[1])):
         model.layers = layers
         assert torch.allclose(model.encode(items[rows]), states[rows], atol=1e-6)
-    model.layers, model.domain_start = both, torch.tensor([1, 25])
+    model.layers = both
     model.encode(items[[0, 2]]).sum().backward()
     assert all(p.grad is not None for p in both[0].parameters())
     assert all(p.grad is None for p in both[1].parameters())

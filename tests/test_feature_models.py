@@ -4,9 +4,9 @@ import pytest
 from conftest import small
 
 from recbole_hydra.cli import main
-from recbole_hydra.config import Config
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.quick_start import train
+from recbole_hydra.settings.config import Config
+from recbole_hydra.training.run import train
 
 COLUMNS = "item_id:token\tclass:token\ttags:token_seq\tprice:float\temb:float_seq"
 NAMED = ["SASRecF", "GRU4RecF", "FDSA", "S3Rec"]

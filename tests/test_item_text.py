@@ -20,7 +20,7 @@ from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError
 from recbole_hydra.layers import ItemLLM, find_llm, frozen_states, hash_llm, item_llm
 from recbole_hydra.model.losses import sampled_cross_entropy
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.window_loss import WindowLoss
 
 
 @pytest.fixture
@@ -368,7 +368,7 @@ def test_a_step_on_some_items_is_the_step_on_all(settings, loss_type):
         model.zero_grad()
         torch.manual_seed(0)
         if whole:
-            model._table = lambda ids=None, own=model._table: own()
+            model.items._computed = lambda ids=None, own=model.items._computed: own()
         loss = WindowLoss(model)(batch)
         loss.backward()
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]

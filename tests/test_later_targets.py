@@ -3,11 +3,12 @@ import torch
 import torch.nn.functional as F
 from conftest import small
 
-from recbole_hydra.config import Config
 from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.model.losses import cross_entropy, later_targets
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.model.losses import cross_entropy
+from recbole_hydra.settings.config import Config
+from recbole_hydra.settings.options.later_targets import later_target_loss, later_targets
+from recbole_hydra.training.window_loss import WindowLoss
 
 
 def soft_cross_entropy(states, table, soft):
@@ -89,7 +90,7 @@ def test_of_another_group_than_the_target_they_do_not_count():
     model.target_groups = torch.nn.ModuleList(groups)
     states = torch.randn(3, model.item_table.shape[1], dtype=torch.float64)
     targets, weights = torch.tensor([1, 2, 7]), torch.tensor([0.5, 0.5], dtype=torch.float64)
-    got = model.later_target_loss(states, targets, torch.tensor([[3, 8], [8, 9], [9, 4]]), weights)
+    got = later_target_loss(model, states, targets, torch.tensor([[3, 8], [8, 9], [9, 4]]), weights)
     own = torch.tensor([[3, 0], [0, 0], [9, 0]])
     torch.testing.assert_close(got, later_targets(states, model.item_table, targets, own, weights))
 

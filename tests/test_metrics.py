@@ -18,10 +18,10 @@ from recbole.trainer import Trainer
 
 import recbole_hydra
 from recbole_hydra.compare import compare
-from recbole_hydra.config import Config
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.metrics import list_metric, metric_names
-from recbole_hydra.quick_start import read_test_set, train
+from recbole_hydra.settings.config import Config
+from recbole_hydra.training.run import read_test_set, train
 
 NAMES = ["ItemCoverage", "AveragePopularity", "GiniIndex", "ShannonEntropy", "TailPercentage"]
 K = 3

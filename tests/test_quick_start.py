@@ -10,8 +10,8 @@ import recbole_hydra
 from recbole_hydra import Hydra, run_recbole_hydra
 from recbole_hydra.cli import main
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.quick_start import count_parameters
-from recbole_hydra.trainer import ResumableTrainer
+from recbole_hydra.training.result import count_parameters
+from recbole_hydra.training.trainer import ResumableTrainer
 
 
 def test_the_result_is_recboles_and_what_it_cost(run_small):

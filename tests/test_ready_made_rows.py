@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recbole_hydra import Config, load_model, recommend, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset, user_histories
-from recbole_hydra.data.ready_made import find_padding
+from recbole_hydra.data.list_padding import find_padding
 from recbole_hydra.errors import ConfigError, DatasetError
 
 PARTS = ["train", "valid", "test"]

@@ -15,7 +15,8 @@ from recbole.utils import init_seed
 from recbole_hydra.checkpoint import _decoded, _encoded, load_checkpoint, to_plain
 from recbole_hydra.errors import CheckpointError
 from recbole_hydra.model import get_model
-from recbole_hydra.quick_start import load_data_and_model, read_test_set, train
+from recbole_hydra.quick_start import load_data_and_model
+from recbole_hydra.training.run import read_test_set, train
 
 FORMATS = ["csr", "csc", "coo", "lil", "dok", "dia", "bsr"]
 

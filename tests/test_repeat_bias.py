@@ -10,10 +10,10 @@ from recbole_hydra import Config, load_model, recommend, run_recbole_hydra
 from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import RepeatBias
+from recbole_hydra.model import target_losses
 from recbole_hydra.model.losses import TargetGroup, cross_entropy
-from recbole_hydra.model.sequential_recommender import base
 from recbole_hydra.ops import ScoreOffsets
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.window_loss import WindowLoss
 
 
 def randomise(bias, std=1.0):
@@ -205,7 +205,7 @@ def test_a_part_of_the_targets_is_enough(monkeypatch):
     batch = next(iter(train))
     every = batch["item_id"].flatten().nonzero().squeeze(1)
     pairs = int((every % batch["item_id_list"].shape[1] + 1).sum())
-    monkeypatch.setattr(base, "MOST_PAIRS", pairs // 2 + 1)
+    monkeypatch.setattr(target_losses, "MOST_PAIRS", pairs // 2 + 1)
     seen = []
     monkeypatch.setattr(
         type(model.repeat_bias),

@@ -7,9 +7,10 @@ import pytest
 import torch
 from conftest import small
 
-from recbole_hydra import run_recbole_hydra, trainer
-from recbole_hydra.config import Config
+from recbole_hydra import run_recbole_hydra
 from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
+from recbole_hydra.settings.config import Config
+from recbole_hydra.training import trainer
 
 #: What must be the same, to the last digit, after a kill.
 COMPARED = ("best_valid_score", "best_valid_result", "test_result", "epochs_run", "parameters")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small, small_plan
+from conftest import DATASETS, small, small_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from recbole.model.sequential_recommender import SASRec
@@ -17,23 +17,17 @@ from recbole.model.sequential_recommender import SASRec
 from recbole_hydra import Config, Hydra, Mamba4Rec, load_model, run_recbole_hydra
 from recbole_hydra.checkpoint import plain_settings
 from recbole_hydra.compare import compare
+from recbole_hydra.data import create_dataset
 from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError, TuneError
 from recbole_hydra.metrics import metric_names
 from recbole_hydra.model import MODELS
-from recbole_hydra.settings.keys import PROPERTIES, RECBOLE, RENAMED, computed_keys
-from recbole_hydra.settings.parsing import parse_value
-from recbole_hydra.settings.values import (
-    WRITTEN,
-    WRITTEN_FOR_OURS,
-    check,
-    common_rules,
-    learners,
-    lenient_rules,
-    read_yaml,
-    rules_of,
-    transforms,
-)
+from recbole_hydra.settings.derived import lenient_rules, read_yaml
+from recbole_hydra.settings.known_keys import PROPERTIES, RECBOLE, RENAMED, computed_keys
+from recbole_hydra.settings.options.learner import learners
+from recbole_hydra.settings.spelling import parse_value
+from recbole_hydra.settings.table import check, common_rules, rules_of, written_rules
+from recbole_hydra.settings.values import WRITTEN_FOR_OURS, transforms
 
 #: The yaml files whose every key has a rule.
 GENERAL = (
@@ -80,7 +74,7 @@ def test_every_default_of_recboles_models_passes(file):
 
 def test_no_rule_is_of_a_key_that_nothing_reads():
     made = {model: config(model) for model in MODELS}
-    for key in WRITTEN:
+    for key in written_rules():
         assert made["Hydra"].unread_key(key) is None, key
     for key in WRITTEN_FOR_OURS:
         assert any(each.unread_key(key) is None for each in made.values()), key
@@ -778,3 +772,45 @@ def test_metrics_with_and_without_places():
     assert metric_names(["NDCG", "GAUC"], [5, 10]) == ["NDCG@5", "NDCG@10", "GAUC"]
     assert metric_names(["ItemCoverage"], [5]) == ["ItemCoverage@5"]
     assert metric_names(["AUC", "LogLoss"], [5]) == ["AUC", "LogLoss"]
+
+
+# -- columns -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ITEM_LIST_LENGTH_FIELD": "item_id"},
+        {"ITEM_LIST_LENGTH_FIELD": "user_id"},
+        {"USER_ID_FIELD": "item_id"},
+        {"TIME_FIELD": "user_id"},
+        {"POSITION_FIELD": "timestamp"},
+        {"LABEL_FIELD": "item_id"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", ["Hydra", "BPR"])
+def test_a_column_has_one_meaning(model, changes):
+    ((key, name),) = changes.items()
+    with pytest.raises(ConfigError, match=f"{key}.*both are '{name}', and a column has one"):
+        Config(model, "tiny", config_dict={"data_path": str(DATASETS), **changes})
+
+
+@pytest.mark.parametrize("model", ["Hydra", "FM"])
+def test_threshold_loads_its_column(make_dataset, model):
+    columns = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+    rows = [(f"u{u}", f"i{(u + n) % 9}", 1 + (u + n) % 5, n) for u in range(14) for n in range(7)]
+    path = make_dataset("rated", rows, columns)
+    given = {"data_path": path, "threshold": {"rating": 3}}
+    if model == "FM":
+        given["load_col"] = {"inter": ["user_id", "item_id", "timestamp"]}
+    made = Config(model, "rated", config_dict=given)
+    assert "rating" in made["load_col"]["inter"]
+    assert any("loading rating, too, for threshold" in note for note in made.notes)
+    create_dataset(made)
+
+
+@pytest.mark.parametrize("name", ["timestamp", "user_id", "item_id"])
+def test_threshold_is_not_of_ids_and_times(name):
+    with pytest.raises(ConfigError, match=f"threshold: {name} is .*_FIELD, of which no labels"):
+        Config("Hydra", "tiny", config_dict={"data_path": str(DATASETS), "threshold": {name: 3}})

@@ -150,12 +150,14 @@ def test_when_to_hold_and_when_to_release():
 
     quiet, between, busy = 0.01, 0.1, 0.4
     assert not looks(quiet, between, between)
+    assert not looks(*[busy] * (threads.BUSY_LOOKS - 1))
+    assert not looks(between, *[busy] * (threads.BUSY_LOOKS - 1))  # from the start again
     assert looks(busy)
     assert looks(*[quiet] * (threads.QUIET_LOOKS - 1))
     assert looks(between, *[quiet] * (threads.QUIET_LOOKS - 1))  # from the start again
     assert not looks(quiet)
     assert not looks(quiet, between)
-    assert looks(busy, busy)
+    assert looks(*[busy] * threads.BUSY_LOOKS)
 
 
 LINUX = pytest.mark.skipif(
@@ -248,7 +250,7 @@ from recbole_hydra import threads
 threads.EVERY = 0.0001
 looks = iter(range(10**9))
 threads.WANTED, threads.LEFT = (-1, -2) if {when!r} == "held" else (0.5, 0.6)
-threads.QUIET_LOOKS = 1
+threads.BUSY_LOOKS = threads.QUIET_LOOKS = 1
 if {when!r} == "in between":
     threads.cores_waited_for = lambda: next(looks) % 2  # at every look the other way
 torch.set_num_threads(2)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from recbole_hydra import Config, checkpoint, load_data_and_model, recommend, run_recbole_hydra
 from recbole_hydra.compare import compare
 from recbole_hydra.data import create_dataset, split_dataset, user_histories
-from recbole_hydra.data.cooccurrence import cooccurrence_counts
-from recbole_hydra.data.times import describe_difference, order_difference, parse_times
+from recbole_hydra.data.time_order import describe_difference, order_difference
+from recbole_hydra.data.times import parse_times
 from recbole_hydra.errors import (
     CheckpointError,
     ComparisonError,
@@ -24,6 +24,7 @@ from recbole_hydra.errors import (
     DatasetError,
     TuneError,
 )
+from recbole_hydra.settings.options.item_initialization import cooccurrence_counts
 from recbole_hydra.tune import tune
 
 #: What a step of a clock is in each unit, and where today is.

@@ -272,14 +272,14 @@ def test_a_trial_is_configured_by_its_dict_alone(make_trial, monkeypatch):
 
 
 def test_a_trial_never_reads_the_test_set(make_trial, monkeypatch):
-    from recbole_hydra import quick_start
+    from recbole_hydra.training import run as run_module
 
-    make_loaders = quick_start.make_loaders
+    make_loaders = run_module.make_loaders
 
     def without_test(config, data):
         return (*make_loaders(config, data)[:2], None)
 
-    monkeypatch.setattr(quick_start, "make_loaders", without_test)
+    monkeypatch.setattr(run_module, "make_loaders", without_test)
     run, own = make_trial({"learning_rate": 0.01})
     reports = Reports()
     run(reports)
@@ -375,7 +375,7 @@ def test_a_folder_that_a_node_does_not_see_is_named(local_ray, elsewhere):
 
 @pytest.mark.parametrize("mode", ["autoregressive", "augmentation"])
 def test_trials_share_a_dataset_unless_they_change_it(local_ray, mode):
-    from recbole_hydra.quick_start import train
+    from recbole_hydra.training.run import train
     from recbole_hydra.tune.datasets import loader_of
 
     actor = ray.remote(num_cpus=0)(Datasets).remote()

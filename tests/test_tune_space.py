@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recbole.utils import ModelType
 
-from recbole_hydra.config import PROPERTIES, Config
 from recbole_hydra.errors import ConfigError, RecBoleHydraError, TuneError
+from recbole_hydra.settings.config import PROPERTIES, Config
 from recbole_hydra.tune.cluster import share_out
 from recbole_hydra.tune.space import read_space
 

@@ -12,7 +12,7 @@ from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.data.targets import POSITION, TargetDataset
 from recbole_hydra.data.windows import bucketed_batches, carried_batches, cut_windows
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.window_loss import WindowLoss
 
 MODELS = ["Hydra", "Mamba4Rec", "SASRec", "GRU4Rec"]
 LENGTH = 8  # MAX_ITEM_LIST_LENGTH of these tests
@@ -394,7 +394,7 @@ RANKING = ["Hit", "NDCG", "MRR", "MAP", "Recall", "Precision"]
 def test_evaluation_gives_the_same_metrics(run_small, model, metrics, monkeypatch):
     from recbole_hydra import load_data_and_model
     from recbole_hydra.data import evaluation
-    from recbole_hydra.trainer import get_trainer
+    from recbole_hydra.training.trainer import get_trainer
 
     monkeypatch.setattr(evaluation, "BLOCK_ITEMS", 100)  # many blocks
     result = run_small(
@@ -428,7 +428,7 @@ def test_the_update_is_fused_and_the_same(run_small):
         results.append(result["history"][0]["train_loss"])
     assert all(np.isfinite(results))
 
-    from recbole_hydra.trainer import get_trainer
+    from recbole_hydra.training.trainer import get_trainer
 
     for mode, fused in (("autoregressive", True), ("augmentation", None)):
         config = Config("Hydra", "tiny", config_dict=small("Hydra", training_mode=mode))

@@ -4,7 +4,7 @@ from recbole_hydra.checks import boolean
 from recbole_hydra.compare.comparison import Comparison
 from recbole_hydra.compare.plan import FOLDER, make_plan
 from recbole_hydra.compare.runner import run_tasks
-from recbole_hydra.settings.parsing import home
+from recbole_hydra.settings.spelling import home
 
 __all__ = ["Comparison", "compare"]
 

@@ -11,13 +11,14 @@ from recbole.utils import ModelType
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
 from recbole_hydra.compare.ranks import fingerprint, left_out_targets
-from recbole_hydra.config import PATH_KEYS, PROTOCOL, Config
 from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import is_causal
 from recbole_hydra.output_folder import OutputFolder
-from recbole_hydra.settings.parsing import home, parse_arguments, parse_list
+from recbole_hydra.settings.config import PATH_KEYS, PROTOCOL, Config
+from recbole_hydra.settings.spelling import home, parse_arguments, parse_list
+from recbole_hydra.settings.table import check, common_rules
 
 #: The popularity baseline, in every comparison unless it is switched off.
 POPULARITY = "Pop"
@@ -245,13 +246,17 @@ def _has_mode(model) -> bool:
 
 def _training_mode(arguments, config_dict, files, models) -> str:
     """The one mode of all sequential models: the one that was asked for, or the fast one."""
-    asked = "auto"
-    for file in files:
-        asked = _read_yaml(file).get("training_mode", asked)
-    asked = arguments.get("training_mode", config_dict.get("training_mode", asked))
+
+    def setting(key, default):
+        for file in files:
+            default = _read_yaml(file).get(key, default)
+        return arguments.get(key, config_dict.get(key, default))
+
+    asked = setting("training_mode", "auto")
     one_of("training_mode", asked, ("auto", "autoregressive", "augmentation"))
     sequential = [model for model in models if _has_mode(model)]
-    others = [model for model in sequential if not is_causal(get_model(model))]
+    named = check("causal_models", setting("causal_models", None), common_rules()) or ()
+    others = [m for m in sequential if m not in named and not is_causal(get_model(m))]
     if asked == "augmentation" or not sequential:
         return "augmentation"
     if others:

@@ -170,7 +170,7 @@ def rank_targets(run, targets, metrics=(), tail_ratio=None) -> pd.DataFrame:
     """Rank the targets of a run's test users.
 
     Args:
-        run: a :class:`~recbole_hydra.quick_start.Run` that was tested, its best model loaded.
+        run: a :class:`~recbole_hydra.training.run.Run` that was tested, its best model loaded.
         targets: :func:`left_out_targets` of its histories.
         metrics: names as ``"giniindex@10"``; those that the rank does not tell are kept, too.
         tail_ratio: see :mod:`recbole_hydra.metrics`.

@@ -58,7 +58,7 @@ def run(task: dict, emit) -> dict:
     from recbole_hydra.machine import machine, peak_memory
     from recbole_hydra.metrics import metric_names
     from recbole_hydra.model import get_model
-    from recbole_hydra.quick_start import evaluated_before, read_test_set, train_or_continue
+    from recbole_hydra.training.run import evaluated_before, read_test_set, train_or_continue
 
     better = max if task["larger_is_better"] else min
     scores = [entry["valid_score"] for entry in evaluated_before("checkpoints")]

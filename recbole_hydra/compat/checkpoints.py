@@ -6,10 +6,9 @@ The methods below write and read plain data instead. Delete when RecBole saves p
 import functools
 
 
-def install() -> None:
-    """Let RecBole's trainers write and read plain data."""
-    from recbole.trainer import PretrainTrainer, Trainer
-
+def mend_trainers(module) -> None:
+    """Let RecBole's trainers write and read plain data; ``module`` is recbole.trainer.trainer."""
+    Trainer, PretrainTrainer = module.Trainer, module.PretrainTrainer
     Trainer.fit = _remember_dataset(Trainer.fit)
     Trainer._save_checkpoint = save_plain_checkpoint
     Trainer.resume_checkpoint = resume_plain_checkpoint

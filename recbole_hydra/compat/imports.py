@@ -1,40 +1,60 @@
-"""Functions of RecBole that our files and loaders need, put into its modules.
+"""Mending modules of RecBole when they are imported, so that nobody waits for those that are not
+used: all of RecBole, with torch and pandas, takes seconds.
 
-Delete when RecBole reads plain checkpoints, and its case study every loader.
+Delete when nothing of RecBole needs mending.
 """
 
-import importlib.abc
 import importlib.util
 import sys
 
 
-def replace_in(module: str, **functions) -> None:
-    """Let a module of RecBole have these functions: now if it is imported, else once it is.
+def after_import(module: str, function, before=None) -> None:
+    """Call ``function(module)`` once a module has run: now if it has, else when it does.
 
-    Some import much: ``recbole.quick_start`` all of Ray.
+    Args:
+        module: its full name.
+        function: takes the module.
+        before: called just before the module runs; ``function`` then takes what it returns, too,
+            None where the module had run already.
     """
     if module in sys.modules:
-        vars(sys.modules[module]).update(functions)
-    else:
-        sys.meta_path.insert(0, _AfterImport(module, functions))
+        function(sys.modules[module], *([] if before is None else [None]))
+        return
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    _finder.waiting.setdefault(module, []).append((function, before))
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds one module as ever, and puts functions into it once it has run."""
+class _AfterImport:
+    """Finds modules as ever, and calls functions once they have run.
 
-    def __init__(self, module, functions):
-        self.module, self.functions = module, functions
+    Attributes:
+        waiting: those functions, with what comes before, by the name of the module.
+    """
+
+    def __init__(self):
+        self.waiting = {}
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname != self.module:
+        functions = self.waiting.pop(fullname, None)
+        if functions is None:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
+        if spec is None:
+            self.waiting[fullname] = functions
+            return None
+        if not self.waiting:
+            sys.meta_path.remove(self)
         run = spec.loader.exec_module
 
-        def run_and_replace(module):
+        def run_and_call(module):
+            more = [[] if before is None else [before()] for _, before in functions]
             run(module)
-            vars(module).update(self.functions)
+            for (function, _), arguments in zip(functions, more, strict=True):
+                function(module, *arguments)
 
-        spec.loader.exec_module = run_and_replace
+        spec.loader.exec_module = run_and_call
         return spec
+
+
+_finder = _AfterImport()

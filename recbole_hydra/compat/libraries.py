@@ -1,17 +1,16 @@
 """What numpy, pandas and torch do that RecBole, and Ray, do not expect."""
 
-import importlib
 import warnings
 
-import numpy as np
-import torch
 
-
-def restore_numpy_aliases() -> None:
+def restore_numpy_aliases(module) -> None:
     """Put back ``np.float_``, ``np.complex_`` and ``np.unicode_``, removed in numpy 2.0.
 
-    RecBole's ``Config.compatibility_settings`` reads them. Delete when RecBole does not.
+    RecBole's ``Config.compatibility_settings`` reads them; ``module`` is that one's. Delete when
+    RecBole does not.
     """
+    import numpy as np
+
     for name, kind in (("float_", np.float64), ("complex_", np.complex128), ("unicode_", np.str_)):
         if name not in vars(np):
             setattr(np, name, kind)
@@ -28,12 +27,23 @@ def silence_warnings() -> None:
     warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning, r"ray\.")
 
 
-def keep_anomaly_mode_off() -> None:
+def anomaly_mode() -> bool:
+    """Whether torch looks for anomalies in gradients."""
+    import torch
+
+    return torch.is_anomaly_enabled()
+
+
+def leave_anomaly_mode(before: bool | None) -> None:
     """Undo ``torch.autograd.set_detect_anomaly(True)``, which RecBole's SINE calls when imported.
 
     All sequential models are imported together, so it holds for every run, and costs a stack trace
-    per operation and a search for NaN per gradient: half of the time of a small step. Who wants
-    anomaly mode switches it on after importing this package. Delete when SINE does not call it.
+    per operation and a search for NaN per gradient: half of the time of a small step. Delete when
+    SINE does not call it.
+
+    Args:
+        before: whether it was on before; None, where that is not known, counts as off.
     """
-    importlib.import_module("recbole.model.sequential_recommender")
-    torch.autograd.set_detect_anomaly(False)
+    import torch
+
+    torch.autograd.set_detect_anomaly(bool(before))

@@ -15,20 +15,22 @@ import pandas
 import torch
 
 
-def install() -> None:
-    """Let RecBole's datasets load our way."""
-    from recbole.data.dataset import Dataset, SequentialDataset, dataset
-
-    dataset.pd = atomic_files
+def mend_datasets(module) -> None:
+    """Let RecBole's datasets load our way; ``module`` is recbole.data.dataset.dataset."""
+    module.pd = atomic_files
+    Dataset = module.Dataset
     Dataset.__init__ = _in_exact_order(Dataset.__init__)
     Dataset._download = _without_barrier(Dataset._download)
     Dataset._load_data = _and_clean_lists(Dataset._load_data)
     Dataset._load_feat = _after_a_look(Dataset._load_feat)
     Dataset._remove_duplication = _our_way(Dataset._remove_duplication, "duplicates", "remove")
     Dataset._filter_by_field_value = _our_way(Dataset._filter_by_field_value, "filters", "apply")
-    SequentialDataset._benchmark_presets = _our_way(
-        SequentialDataset._benchmark_presets, "ready_made", "adopt"
-    )
+
+
+def mend_sequential_datasets(module) -> None:
+    """Let ready-made rows be those of the files; ``module`` is that of SequentialDataset."""
+    datasets = module.SequentialDataset
+    datasets._benchmark_presets = _our_way(datasets._benchmark_presets, "ready_made", "adopt")
 
 
 class _PandasForAtomicFiles:
@@ -93,11 +95,11 @@ def _and_clean_lists(load_data):
     @functools.wraps(load_data)
     def load_and_clean(self, token, dataset_path):
         load_data(self, token, dataset_path)
-        from recbole_hydra.data import loading, ready_made
+        from recbole_hydra.data import list_padding, loading
 
         if loading.is_ours(self.config):
             loading.check_aliases(self)
-            ready_made.clean_lists(self)
+            list_padding.clean_lists(self)
 
     return load_and_clean
 

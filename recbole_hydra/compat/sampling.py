@@ -8,21 +8,30 @@ import functools
 import numpy as np
 
 
-def install() -> None:
+def mend_samplers(module) -> None:
     """Let RecBole's samplers raise DatasetError where they would never end."""
-    from recbole.data.dataloader.abstract_dataloader import NegSampleDataLoader
-    from recbole.data.dataloader.knowledge_dataloader import KGDataLoader
-    from recbole.data.transform import MaskItemSequence
-    from recbole.sampler import sampler
-
-    for one in (NegSampleDataLoader, KGDataLoader):
-        one.__init__ = _checking_negatives(one.__init__)
-    MaskItemSequence._neg_sample = guard_masked(MaskItemSequence._neg_sample)
-    keys, sequences = sampler.AbstractSampler, sampler.SeqSampler
+    keys, sequences = module.AbstractSampler, module.SeqSampler
     keys.sample_by_key_ids = _guard_keys(keys.sample_by_key_ids)
     sequences.sample_neg_sequence = _guard_sequence(sequences.sample_neg_sequence)
-    for one in (sampler.Sampler, sampler.KGSampler):
+    for one in (module.Sampler, module.KGSampler):
         one.get_used_ids = _in_one_line(one.get_used_ids)
+
+
+def mend_loaders(module) -> None:
+    """Let loaders of batches with negatives look first whether there are any."""
+    loader = module.NegSampleDataLoader
+    loader.__init__ = _checking_negatives(loader.__init__)
+
+
+def mend_knowledge_loaders(module) -> None:
+    """The same of loaders of knowledge graphs."""
+    module.KGDataLoader.__init__ = _checking_negatives(module.KGDataLoader.__init__)
+
+
+def mend_transforms(module) -> None:
+    """The same of BERT4Rec's masks."""
+    masks = module.MaskItemSequence
+    masks._neg_sample = guard_masked(masks._neg_sample)
 
 
 def _no_negative(number, whose, what="items"):

@@ -2,13 +2,12 @@
 
 from recbole_hydra.data.dataset import (
     PreparedData,
-    Vocabulary,
     create_dataset,
     make_loaders,
     prepare_data,
     split_dataset,
-    user_histories,
 )
+from recbole_hydra.data.vocabulary import Vocabulary, user_histories
 
 __all__ = [
     "PreparedData",

@@ -1,35 +1,28 @@
 """Creating and splitting datasets through RecBole, with errors that say what is wrong."""
 
-import glob
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import recbole
 import recbole.data
-import torch
-import yaml
 from recbole.data.utils import create_samplers, get_dataloader
 from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
-from recbole_hydra.checks import did_you_mean
-from recbole_hydra.data import filters, ready_made
-from recbole_hydra.data.atomic_files import check_file, check_ids
-from recbole_hydra.data.domains import DomainLoaders, Domains, domain_configs, join_domains
+from recbole_hydra.data import ready_made
+from recbole_hydra.data.domains import DomainLoaders, domain_configs, join_domains
 from recbole_hydra.data.evaluation import BlockEvalLoader
 from recbole_hydra.data.features import check_features
+from recbole_hydra.data.files import check_files, check_saved, filters_set
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
-from recbole_hydra.data.parts import are_put_in_order, has_lists, list_field, paths
-from recbole_hydra.data.ready_made import JoinedTargets, row_histories, three_parts, use_lists
+from recbole_hydra.data.joined_parts import JoinedTargets, is_joined, three_parts
+from recbole_hydra.data.parts import has_lists, list_field
+from recbole_hydra.data.ready_made import use_lists
 from recbole_hydra.data.splits import check_labels, check_parts
 from recbole_hydra.data.targets import TargetDataset
-from recbole_hydra.data.times import (
-    describe_difference,
-    order_difference,
-    times_of,
-)
+from recbole_hydra.data.time_order import describe_difference, order_difference
+from recbole_hydra.data.vocabulary import user_histories
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError
 from recbole_hydra.metrics import remember_training_counts
@@ -55,8 +48,8 @@ def create_dataset(config):
         if note not in getattr(config, "notes", ()):  # which the log has already
             logger.info(note)
     fetched = not Path(config["data_path"]).exists()  # RecBole fetches it
-    _check_files(config)
-    _check_saved(config)
+    check_files(config)
+    check_saved(config)
     texts = None
     if has_item_text(config) and not fetched:
         texts = read_item_texts(config)
@@ -68,7 +61,7 @@ def create_dataset(config):
         if "feat is empty" in str(error):
             raise DatasetError(
                 f"dataset {config['dataset']}: no interactions are left after filtering with "
-                f"{_filters(config)}; relax them"
+                f"{filters_set(config)}; relax them"
             ) from error
         line = " ".join(str(error).split())
         raise DatasetError(
@@ -205,7 +198,7 @@ def _split(config, dataset) -> list | None:
     check_labels(config, dataset)
     if config["training_mode"] == "autoregressive":
         _check_windows_fit(config, dataset)
-        kind = JoinedTargets if ready_made.is_joined(dataset) else TargetDataset
+        kind = JoinedTargets if is_joined(dataset) else TargetDataset
         dataset = kind.adopt(dataset, whole_histories=config["carry_state"])
     elif config["dataloaders_save_path"]:
         return None
@@ -214,21 +207,10 @@ def _split(config, dataset) -> list | None:
     return splits
 
 
-def _check_saved(config):
-    """Refuse a dataset that RecBole saved: it takes it whatever the split and the files are."""
-    for path in Path(config["checkpoint_dir"]).glob(
-        f"{glob.escape(config['dataset'])}-*ataset.pth"
-    ):
-        raise DatasetError(
-            f"dataset {config['dataset']}: RecBole would take {path}, which an earlier run saved, "
-            "instead of the files; remove it"
-        )
-
-
 def _check_windows_fit(config, dataset):
     """Raise ConfigError for what ``training_mode: autoregressive`` cannot express."""
     remedy = "set training_mode: augmentation, or remove it"
-    if config["benchmark_filename"] and not ready_made.is_joined(dataset):
+    if config["benchmark_filename"] and not is_joined(dataset):
         raise ConfigError(
             f"benchmark_filename: {config['benchmark_filename']} are RecBole's ready-made rows, "
             f"which training_mode autoregressive cannot join to whole histories; {remedy}"
@@ -254,169 +236,3 @@ def _window_loaders(config, dataset, splits):
         windows.targets.sum(), len(windows), windows.length.min(), windows.length.max(),
     )  # fmt: skip
     return tuple(loaders)
-
-
-def user_histories(dataset) -> dict:
-    """Every user's items in time order, of a dataset that has not been split yet.
-
-    The order is that of the config's ``time_order``; ties are in the order of the file.
-
-    Returns:
-        ``{"items": int32 (interactions,), "start": int64 (users + 1,)}``; the history of internal
-        user id u is ``items[start[u]:start[u + 1]]``. Empty where the dataset has no times.
-    """
-    if getattr(dataset, "has_ready_made_rows", False):
-        return row_histories(dataset)
-    frame = dataset.inter_feat
-    if dataset.time_field not in frame:
-        return {}
-    users = frame[dataset.uid_field].to_numpy()
-    order = np.lexsort((times_of(dataset), users))  # stable: by user, time, position in the file
-    items = frame[dataset.iid_field].to_numpy()[order].astype(np.int32)
-    start = np.searchsorted(users[order], np.arange(dataset.user_num + 1))
-    return {"items": torch.from_numpy(items), "start": torch.from_numpy(start.astype(np.int64))}
-
-
-class Vocabulary:
-    """The raw ids of users and items by internal id, as a checkpoint keeps them.
-
-    It stands in for a dataset where a model only asks for the number of users or items.
-
-    Args:
-        config: the Config the ids were made under.
-        tokens: ``{"user": [raw ids], "item": [raw ids]}``, row 0 the padding; and, where the
-            dataset has them, ``item_text`` and ``domain_start``.
-    """
-
-    #: It has no interactions, so a model made on it is about to be loaded.
-    is_from_checkpoint = True
-
-    def __init__(self, config, tokens: dict):
-        if "item_text" in tokens:
-            self.item_text = tokens["item_text"]
-        if "domain_start" in tokens:
-            self.domains = Domains(tuple(config["domains"]), tuple(tokens["domain_start"]))
-        self.uid_field, self.iid_field = config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]
-        self.field2id_token = {
-            field: tokens[name]
-            for name, field in (("user", self.uid_field), ("item", self.iid_field))
-            if name in tokens
-        }
-        self.field2token_id = {
-            field: {token: index for index, token in enumerate(ids)}
-            for field, ids in self.field2id_token.items()
-        }
-
-    def insert_items(self, tokens: list, texts: list, place: int) -> None:
-        """Insert raw item ids, and their texts, before the internal id ``place``; those behind it
-        move up. ``place`` is the end of a domain, which they become part of."""
-        ids = self.field2id_token[self.iid_field]
-        ids[place:place] = tokens
-        self.item_text[place:place] = texts
-        self.field2token_id[self.iid_field] = {token: i for i, token in enumerate(ids)}
-        if hasattr(self, "domains"):
-            start = tuple(s + len(tokens) if s >= place else s for s in self.domains.start)
-            self.domains = Domains(self.domains.names, start)
-
-    def num(self, field) -> int:
-        """Number of internal ids of ``field``, the padding included."""
-        return len(self.field2id_token[field])
-
-    @property
-    def user_num(self) -> int:
-        return self.num(self.uid_field)
-
-    @property
-    def item_num(self) -> int:
-        return self.num(self.iid_field)
-
-    def internal_id(self, field, raw_id) -> int:
-        """Return the internal id of a raw id.
-
-        Raises:
-            DatasetError: the raw id is not in the vocabulary.
-        """
-        index = self.field2token_id[field].get(str(raw_id), 0)
-        if index == 0:
-            raise DatasetError(
-                f"{field} {raw_id!r} is not in the checkpoint's vocabulary of "
-                f"{self.num(field) - 1} ids"
-            )
-        return index
-
-
-def _check_files(config):
-    name, folder = config["dataset"], Path(config["data_path"])
-    if not folder.exists():
-        downloads = Path(recbole.__file__).parent / "properties" / "dataset" / "url.yaml"
-        downloadable = yaml.safe_load(downloads.read_text(encoding="utf-8"))
-        if name in downloadable:
-            return  # RecBole fetches it
-        present = {p.name for p in folder.parent.glob("*/") if list(p.glob("*.inter"))}
-        hint = did_you_mean(name, [*present, "ml-100k", *downloadable])
-        raise DatasetError(
-            f"dataset {name}: there is no folder {folder}{hint or ';'} pass --data_path=FOLDER "
-            f"with FOLDER/{name}/{name}.inter in it"
-        )
-    items = folder / f"{name}.item"
-    if config["rank_all_items"] and not has_item_text(config) and not items.is_file():
-        raise DatasetError(
-            f"dataset {name}: there is no {items}, whose items rank_all_items makes candidates"
-        )
-    for path in paths(config, folder):
-        if not path.is_file():
-            raise DatasetError(
-                f"dataset {name}: {path} is missing; the folder and its files carry the dataset's "
-                "name"
-            )
-        _check_columns(config, path)
-    ready_made.check(config)
-    filters.prepare(config)
-
-
-def _check_columns(config, path):
-    """Raise DatasetError for a column of .inter that the config needs and the file lacks."""
-    types = check_file(config, path)
-    columns = list(types)
-    load_col = config["load_col"]
-    wanted = "*" if load_col is None else load_col.get("inter", [])
-    if wanted == "*":
-        wanted = columns
-    fields = {"USER_ID_FIELD": ("token",), "ITEM_ID_FIELD": ("token",)}
-    if are_put_in_order(config):
-        fields["TIME_FIELD"] = "float", "token"
-    for field in fields:
-        if config[field] not in columns:
-            # Rows that are ready-made can be split without times.
-            ready = field == "TIME_FIELD" and list_field(config) in columns
-            other = ", or eval_args: {order: RO} to split the rows at random" if ready else ""
-            raise DatasetError(
-                f"dataset {config['dataset']}: {path} has no column {config[field]!r} ({field}), "
-                f"it has {', '.join(columns)}; set {field} to the one that is meant{other}"
-            )
-    for column in wanted:
-        if column not in columns:
-            raise DatasetError(
-                f"dataset {config['dataset']}: load_col asks for column {column!r}, {path} has "
-                f"{', '.join(columns)}{did_you_mean(column, columns)}"
-            )
-    for field, kinds in fields.items():
-        if types[config[field]] not in kinds:
-            raise DatasetError(
-                f"dataset {config['dataset']}: column {config[field]!r} ({field}) of {path} is "
-                f"{types[config[field]]}; in its first line, write {config[field]}:{kinds[0]}"
-            )
-        if config[field] not in wanted:
-            raise DatasetError(
-                f"dataset {config['dataset']}: column {config[field]!r} ({field}) is not loaded; "
-                f"add it to load_col: {{inter: [{', '.join(wanted)}, {config[field]}]}}"
-            )
-    check_ids(config, path, [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]])
-
-
-def _filters(config) -> str:
-    """The filter settings of ``config`` that are set, for a message."""
-    keys = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
-    unset = (None, "[0,inf)")
-    found = [f"{key}={config[key]}" for key in keys if config[key] not in unset]
-    return ", ".join(found) or "the config's filters"

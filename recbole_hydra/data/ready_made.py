@@ -16,26 +16,15 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.dataset import DIENDataset, SequentialDataset
-from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType, ModelType
 
-from recbole_hydra.data.atomic_files import check_no_missing, read_header
+from recbole_hydra.data.atomic_files import read_header
+from recbole_hydra.data.joined_parts import joined_parts, three_parts
+from recbole_hydra.data.list_padding import in_parts, parallel_lists
 from recbole_hydra.data.parts import has_lists, list_field, part_names, paths
-from recbole_hydra.data.targets import TargetDataset
 from recbole_hydra.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
-
-#: Name of the column that says which part a row is of; no atomic file can have it.
-PART = "recbole_hydra part"
-
-#: What padding is called, where a name says it: ids of data that were padded for a model.
-_PADDING_NAMES = {
-    "0", "-1", "0.0", "-1.0", "pad", "[pad]", "<pad>", "padding", "null", "none", "nan", "na",
-}  # fmt: skip
-
-#: Words of ``item_list_padding`` for no padding at all.
-_NO_PADDING = (None, False, "none", "None")
 
 #: Filters that RecBole passes over where parts are given.
 _FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
@@ -183,132 +172,6 @@ def whole_lists(config):
         config["seq_len"] = lengths
 
 
-def clean_lists(dataset) -> None:
-    """Take padding out of the lists of a dataset that was read, before raw ids become internal.
-
-    Raises:
-        DatasetError: an id of a part is missing, or padding is a target.
-    """
-    config = dataset.config
-    if (parts := config["benchmark_filename"]) is not None:
-        for path in paths(config, config["data_path"]):
-            # RecBole would make of a missing id the padding
-            check_no_missing(config, path, [dataset.uid_field, dataset.iid_field])
-    field = list_field(config)
-    if not has_lists(config, config["data_path"]):
-        return
-    frame = dataset.inter_feat
-    sizes = [len(frame)] if parts is None else dataset.file_size_list
-    lists = frame[field].to_list()
-    padding = find_padding(config["item_list_padding"], lists, frame[dataset.iid_field], sizes)
-    if not padding:
-        return
-    wanted = config["item_list_padding"]
-    logger.info(
-        "item_list_padding: %s %s padding, no item%s",
-        ", ".join(repr(str(token)) for token in sorted(padding)),
-        "is" if len(padding) == 1 else "are",
-        "; set it to none if that is wrong" if wanted == "auto" else "",
-    )  # fmt: skip
-    targets = frame[dataset.iid_field].isin(padding)
-    if targets.any():
-        token = frame[dataset.iid_field][targets].iloc[0]
-        raise DatasetError(
-            f"dataset {config['dataset']}: item_list_padding: {str(token)!r} is the target "
-            f"({dataset.iid_field}) of {int(targets.sum()):,} rows, so it is an item"
-        )
-    keep = [np.array([token not in padding for token in row], dtype=bool) for row in lists]
-    for name in parallel_lists(dataset, field):
-        frame[name] = [
-            row[kept] if len(row) == len(kept) else row
-            for row, kept in zip(frame[name].to_list(), keep, strict=True)
-        ]
-    items = getattr(dataset, "item_feat", None)
-    if items is not None:
-        items.drop(items.index[items[dataset.iid_field].isin(padding)], inplace=True)
-
-
-def parallel_lists(dataset, field) -> list[str]:
-    """The list columns of a dataset that have an entry per item of the lists ``field``."""
-    frame, suffix = dataset.inter_feat, dataset.config["LIST_SUFFIX"] or "_list"
-    others = [
-        f"{name}{suffix}" for name in frame
-        if f"{name}{suffix}" in frame and dataset.field2type[f"{name}{suffix}"].value[-3:] == "seq"
-    ]  # fmt: skip
-    return list(dict.fromkeys([field, *others]))
-
-
-def find_padding(wanted, lists, targets, sizes) -> set[str]:
-    """The tokens of lists that fill them up to a length, and are no items.
-
-    Args:
-        wanted: ``item_list_padding``: ``"auto"``, none, or the tokens.
-        lists: an array of tokens per row. targets: the token of each row's target.
-        sizes: number of rows of each part; a part may have a length of its own.
-
-    Returns:
-        With ``"auto"``, a token is padding if it is never a target, stands nowhere but at the
-        beginning or the end of lists, and fills: it has one of the usual names of padding, or is
-        the only one of its kind, stands there once or more as it comes, and lists that have it are
-        as long as the longest of their part.
-        A rare item that was only ever the first of a history is none.
-    """
-    if wanted != "auto":
-        if wanted in _NO_PADDING:
-            return set()
-        named = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        return {str(token) for token in named}
-    targets = set(targets)
-    at_ends = _end_tokens(lists, targets)
-    if not at_ends:
-        return set()
-    # What stands inside of a list, or is filled up beyond its part's length, is an item.
-    width = np.repeat([max(map(len, part), default=0) for part in _cut(lists, sizes)], sizes)
-    rows = dict.fromkeys(at_ends, 0)
-    fills = dict.fromkeys(at_ends, True)
-    runs = {token: set() for token in at_ends}
-    for row, longest in zip(lists, width, strict=True):
-        for token in {row[0], row[-1]} & at_ends if len(row) else ():
-            rows[token] += 1
-            fills[token] &= len(row) == longest
-            runs[token].add(int(np.sum(np.asarray(row) == token)))
-    share = {token: rows[token] / len(lists) for token in at_ends}
-    padding = {
-        token for token in at_ends
-        if token.lower() in _PADDING_NAMES
-        and (fills[token] or max(runs[token]) > 1 or share[token] >= 0.1)
-    }  # fmt: skip
-    if padding:
-        return padding
-    unnamed = [
-        token for token in at_ends
-        if fills[token] and len(runs[token]) > 1  # as many as are missing
-    ]  # fmt: skip
-    return set(unnamed) if len(unnamed) == 1 else set()
-
-
-def _cut(lists, sizes):
-    stops = np.cumsum(sizes)
-    return [lists[stop - size : stop] for stop, size in zip(stops, sizes, strict=True)]
-
-
-def _end_tokens(lists, targets) -> set:
-    """The tokens that are no target and stand only in the first and last run of lists."""
-    ends = {row[i] for row in lists if len(row) for i in (0, -1)} - targets
-    for row in lists:
-        if not ends:
-            break
-        inside = ends.intersection(row)
-        if inside:
-            first, last = 0, len(row)
-            while first < last and row[first] == row[0]:
-                first += 1
-            while last > first and row[last - 1] == row[-1]:
-                last -= 1
-            ends -= inside.intersection(row[first:last])
-    return ends
-
-
 # -- after it has loaded -------------------------------------------------------------------------
 
 
@@ -343,87 +206,6 @@ def ready_made_rows(base):
             return three_parts([self.copy(own) for own in rows])
 
     return ReadyMadeRows
-
-
-@functools.cache
-def joined_parts(base):
-    """The class ``base`` of sequential datasets, for parts without lists: RecBole's rows over all
-    of them, each in the part of its target."""
-
-    class JoinedParts(base):
-        def _change_feat_format(self):
-            _number_parts(self)
-            super(SequentialDataset, self)._change_feat_format()
-            self.data_augmentation()
-
-        def build(self) -> list:
-            """The rows of train, validation and test."""
-            self._change_feat_format()
-            return _split_by_part(self)
-
-    return JoinedParts
-
-
-class JoinedTargets(TargetDataset):
-    """A :class:`~recbole_hydra.data.targets.TargetDataset` of parts without lists; its rows are
-    those of :func:`joined_parts`."""
-
-    def _change_feat_format(self):
-        _number_parts(self)
-        super()._change_feat_format()
-
-    def build(self) -> list:
-        """The rows of train, validation and test, whose histories go over all parts."""
-        self._change_feat_format()
-        return _split_by_part(self)
-
-
-def _number_parts(dataset):
-    parts = np.repeat(np.arange(len(dataset.part_sizes)), dataset.part_sizes)
-    dataset.inter_feat[PART] = parts
-    dataset.set_field_property(PART, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
-
-
-def _split_by_part(dataset) -> list:
-    rows = dataset.inter_feat
-    part = rows[PART]
-    suffix = dataset.config["LIST_SUFFIX"]
-    for feat in {id(feat): feat for feat in (rows, getattr(dataset, "timeline", rows))}.values():
-        for name in (PART, PART + suffix):
-            if name in feat:
-                feat.drop(column=name)
-    for table in (dataset.field2type, dataset.field2source, dataset.field2seqlen):
-        table.pop(PART, None)
-        table.pop(PART + suffix, None)
-    dataset._drop_unused_col()
-    names, splits = dataset.config["benchmark_filename"], []
-    for index, size in enumerate(dataset.part_sizes):
-        mine = (part == index).nonzero().squeeze(1)
-        if len(mine) < size:
-            logger.info(
-                "%s: %d of its %d interactions are their user's first, with no history before "
-                "them, and no row", names[index], size - len(mine), size,
-            )  # fmt: skip
-        if len(mine) == 0:
-            raise DatasetError(
-                f"dataset {dataset.dataset_name}: every interaction of part {names[index]} is its "
-                "user's first, so there is no history to predict it from"
-            )
-        splits.append(dataset.copy(rows[mine]))
-    return three_parts(splits)
-
-
-def three_parts(splits) -> list:
-    """Train, validation and test; of two parts the second is tested, and nothing validates."""
-    if len(splits) == 2:
-        empty = Interaction({k: v[:0] for k, v in splits[1].inter_feat.interaction.items()})
-        splits.insert(1, splits[1].copy(empty))
-    return splits
-
-
-def is_joined(dataset) -> bool:
-    """Whether a dataset is of parts without lists, whose histories go over all of them."""
-    return getattr(dataset, "joins_parts", False)
 
 
 def adopt(dataset) -> None:
@@ -496,7 +278,7 @@ def _keep_last_items(dataset, field):
     )
     dataset.inter_feat = frame[~empty].reset_index(drop=True)
     if dataset.part_sizes is not None:
-        dataset.part_sizes = [int((~own).sum()) for own in _cut(empty, dataset.part_sizes)]
+        dataset.part_sizes = [int((~own).sum()) for own in in_parts(empty, dataset.part_sizes)]
     if not len(dataset.inter_feat) or 0 in (dataset.part_sizes or []):
         where = dataset.dataset_name
         if dataset.part_sizes is not None:
@@ -521,7 +303,7 @@ def _last_rows(dataset, field) -> pd.DataFrame:
 
 
 def row_histories(dataset) -> dict:
-    """:func:`~recbole_hydra.data.dataset.user_histories` of ready-made rows: of every user what
+    """:func:`~recbole_hydra.data.user_histories` of ready-made rows: of every user what
     the last row has, its history and its target."""
     rows = dataset.last_rows
     uid, iid, field = rows.columns

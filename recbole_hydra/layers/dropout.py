@@ -3,8 +3,32 @@
 import torch
 from torch import nn
 
+from recbole_hydra.checks import one_of, probability
+from recbole_hydra.errors import ConfigError
+
 #: Random numbers of this many bits decide; four come out of one draw of torch's CPU generator.
 _BITS = 16
+
+#: Where a model may have dropout: on the item vectors that are read, on the two residual branches
+#: of a layer, and on the state that is compared with the items.
+PLACES = ("item", "mamba", "ffn", "output")
+
+
+def dropout_by_place(p, places) -> dict:
+    """The probability of dropout at each of :data:`PLACES`.
+
+    Args:
+        p: the setting ``dropout_prob``. places: ``dropout_places``, those that have dropout.
+
+    Raises:
+        ConfigError: no probability, or a place that there is not.
+    """
+    p = probability("dropout_prob", p)
+    if not isinstance(places, (list, tuple)):
+        raise ConfigError(f"dropout_places must be a list, got {places!r}")
+    for place in places:
+        one_of("dropout_places", place, PLACES)
+    return {place: p if place in places else 0.0 for place in PLACES}
 
 
 class Dropout(nn.Dropout):

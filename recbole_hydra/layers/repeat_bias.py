@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from recbole_hydra.checks import one_of
+from recbole_hydra.errors import ConfigError
 from recbole_hydra.ops import ScoreOffsets
 
 #: Kinds of distance: 1, 2 to 3, 4 to 7, ... and 2048 on.
@@ -46,6 +47,35 @@ class RepeatBias(nn.Module):
         one_of("repeat_bias", form, self.FORMS)
         self.weight = nn.Parameter(torch.zeros(DISTANCES if form == "distance" else 1))
         self.item_weight = nn.Parameter(torch.zeros(n_items)) if form == "item" else None
+
+    @classmethod
+    def of_setting(cls, form, n_items, by_id):
+        """The repeat bias that a model's setting ``repeat_bias`` asks for; None for "none".
+
+        Args:
+            form: the setting; None for the default, which depends on the item where there is more
+                of it than its text.
+            n_items: size of the catalogue. by_id: whether items have vectors by id.
+
+        Raises:
+            ConfigError: another form, or numbers by id for items that are their text alone.
+        """
+        if form is None:
+            form = "item" if by_id else "shared"
+        one_of("repeat_bias", form, ("none", *cls.FORMS))
+        if form == "item" and not by_id:
+            raise ConfigError(
+                "repeat_bias: item learns a number by item id, but with item_encoder text an item "
+                "is its text alone; use shared or distance"
+            )
+        return None if form == "none" else cls(form, n_items)
+
+    def add_rows(self, place: int, number: int) -> None:
+        """Let ``number`` new items before the item id ``place`` have the number of all."""
+        if self.item_weight is not None:
+            zeros = self.item_weight.new_zeros(number)
+            parts = self.item_weight[:place], zeros, self.item_weight[place:]
+            self.item_weight = nn.Parameter(torch.cat(parts).detach())
 
     def forward(self, item_seq, last):
         """Return the offsets of the scores after some positions, one row each.

@@ -56,6 +56,19 @@ class TextItems(nn.Module):
         self._keeps_states = True
         self.states = None
 
+    @torch.no_grad()
+    def add_states(self, states, place: int) -> None:
+        """Insert the states of new items, (new, llm width), before the item id ``place``."""
+        states = states.to(self.states.device)
+        self.states = torch.cat([self.states[:place], states, self.states[place:]])
+
+    def add_texts(self, texts, place: int) -> None:
+        """Insert the texts of new items before the item id ``place``, for an ``llm``."""
+        behind, self.llm.tokens = self.llm.tokens[place:], self.llm.tokens[:place]
+        self.llm.tokenise(texts)
+        self.llm.tokens += behind
+        self.states = None
+
     def forget_states(self) -> None:
         """Drop the states of a trained LLM, which the next call computes anew."""
         if self.is_trained:

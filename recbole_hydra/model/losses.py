@@ -126,29 +126,6 @@ def cross_entropy(states, item_table, targets, offsets=None, history=None):
     return _with_gradient_of(loss, change / len(targets))
 
 
-def later_targets(states, item_table, targets, later, weights):
-    """What it adds to :func:`cross_entropy` that items after the next are targets as well.
-
-    ::
-
-        q = (e_next + sum_k w_k e_k) / (1 + sum_k w_k),    over the k that there are
-        cross-entropy of q = that of e_next + sum_k w_k (s_next - s_k) / (1 + sum_k w_k)
-
-    The next item is one of several that could have come; those that did come soon after tell of the
-    others. PinnerFormer (Pancha et al. 2022, arXiv 2205.04507) predicts a window of them alike.
-
-    Args:
-        states, item_table, targets: as for :func:`cross_entropy`.
-        later: item ids, two steps ahead, three, ..., 0 where there is none, (targets, steps).
-        weights: w_k, (steps,).
-    """
-    items = torch.cat([targets[:, None], later], dim=1)
-    scores = (F.embedding(items, item_table) * states.unsqueeze(1)).sum(-1)
-    share = (later > 0) * weights
-    change = (share * (scores[:, :1] - scores[:, 1:])).sum(1)
-    return (change / (1 + share.sum(1))).mean()
-
-
 def bpr(states, item_table, targets, negatives, offsets=None):
     """Mean of -log sigmoid(s+ - s-), Bayesian personalised ranking (Rendle et al. 2009).
 

@@ -1,22 +1,101 @@
-"""What the settings of evaluation mean together: the split, the ranking, and the metrics."""
+"""The settings of evaluation: what ``eval_args`` may be, and what the split, the ranking and the
+metrics mean together."""
+
+import re
 
 from recbole.evaluator import metric_types, smaller_metrics
 from recbole.utils import EvaluatorType, ModelType
 
+from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.metrics import metric_names
+from recbole_hydra.settings.rules import Nested, Rule, UnfitError, choice, list_of, number
 
 
-def check_evaluation(final: dict, written: dict) -> None:
+def _ratios() -> Rule:
+    """The shares of train, validation and test."""
+    words = "three numbers, the shares of train, validation and test, such as [0.8, 0.1, 0.1]"
+    numbers = list_of(number(least=0), words)
+
+    def read(value):
+        ratios = numbers.read(value)
+        if len(ratios) != 3:
+            raise UnfitError(f": {len(ratios)} of them; a share may be 0" if ratios else "")
+        if ratios[0] <= 0:
+            raise UnfitError(": nothing to train on")
+        if not any(ratios[1:]):
+            raise UnfitError(": nothing to validate or test on")
+        return ratios
+
+    return Rule(words, read)
+
+
+#: The split of ``eval_args``: one way, and what it takes.
+SPLITS = {
+    "RS": _ratios(),
+    "TS": _ratios(),
+    "LS": choice(("valid_and_test", "valid_only", "test_only")),
+}
+
+
+def _split(name, value):
+    """Read ``split``: a dict with one way of splitting."""
+    example = "{LS: valid_and_test} or {RS: [0.8, 0.1, 0.1]}"
+    if not isinstance(value, dict) or len(value) != 1:
+        more = ": one way of splitting" if isinstance(value, dict) and value else ""
+        raise ConfigError(f"{name} must be a dict such as {example}, got {value!r}{more}")
+    ((way, how),) = value.items()
+    if way not in SPLITS:
+        hint = did_you_mean(way, SPLITS)
+        raise ConfigError(f"{name} must be by one of {', '.join(SPLITS)}, got {way!r}{hint}")
+    return {way: SPLITS[way](f"{name}: {way}", how)}
+
+
+def _mode_word() -> Rule:
+    def read(value):
+        if isinstance(value, str) and re.fullmatch(r"full|labeled|(uni|pop)0*[1-9]\d*", value):
+            return value
+        raise UnfitError(did_you_mean(value, ("full", "labeled", "uni100", "pop100")))
+
+    return Rule("full, labeled, uniN or popN with N of at least 1, such as uni100", read)
+
+
+def _mode(name, value):
+    """Read ``mode``: a word, or one for ``valid`` and one for ``test``."""
+    word = _mode_word()
+    if not isinstance(value, dict):
+        return word(name, value)
+    phases = Nested("{valid: uni100, test: full}", dict.fromkeys(("valid", "test"), word))
+    if not value:
+        raise ConfigError(f"{name} must be {word.words}, got {value!r}")
+    return phases(name, value)
+
+
+def _group() -> Rule:
+    word = choice(("user", "none"))
+
+    def read(value):
+        return value if value is None or str(value).lower() == "none" else word.read(value)
+
+    return Rule("user or none", read)
+
+
+EVAL_ARGS = Nested(
+    "{split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}",
+    {"split": _split, "order": choice(("TO", "RO")), "group_by": _group(), "mode": _mode},
+)
+
+RULES = {"eval_args": EVAL_ARGS}
+
+
+def fit(config) -> None:
     """Refuse settings of evaluation that contradict each other.
-
-    Args:
-        final: all settings, each as its rule reads it. written: those of the user among them.
 
     Raises:
         ConfigError: metrics of two kinds, a ``valid_metric`` that is not computed, a ranking that
             the metrics cannot measure, an order that the model cannot be trained in.
     """
+    final, written = config.final_config_dict, config.external_config_dict
     metrics, mode = final["metrics"], final["eval_args"]["mode"]
     kinds = {metric_types[metric.lower()] for metric in metrics}
     if len(kinds) > 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.settings.parsing import home, parse_list
+from recbole_hydra.settings.spelling import home, parse_list
 
 
 class UnfitError(ValueError):
@@ -295,3 +295,22 @@ def off(reason: str) -> Rule:
 def anything() -> Rule:
     """No rule."""
     return Rule("anything", lambda value: value)
+
+
+def dataset_name(value, name="dataset") -> str:
+    """Return ``value`` if it can be the name of a dataset, which is a folder in ``data_path``.
+
+    Raises:
+        ConfigError: it is a path, or no name.
+    """
+    value = text(f"a {name}'s name", empty=False)(name, value)
+    if "/" in value or "\\" in value or value in (".", "..", "~"):
+        folder = Path(home(value.replace("\\", "/")))
+        hint = ""
+        if folder.name not in ("", ".."):
+            hint = f": --{name}={folder.name} --data_path={folder.parent}"
+        raise ConfigError(
+            f"{name}: {value!r} is a path, not a name; give the name, and in data_path the folder "
+            f"that has the folder of that name{hint}"
+        )
+    return value

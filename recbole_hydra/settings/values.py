@@ -1,29 +1,17 @@
-"""What each setting may be: one table of rules, and the functions that read a value by its rule.
-
-A rule is derived where it can be: from the comment that follows a key in the yaml files, RecBole's
-and ours, as in ``# (int) Number of layers.`` and ``Range in ['rms', 'none']``; from the code that
-takes the value, as with ``learner``; otherwise it is written in :data:`WRITTEN`, which goes first.
-"""
+"""The rules that are written: of settings that no comment of a yaml file tells enough of."""
 
 import importlib.util
 import inspect
 import re
-from functools import cache, lru_cache
-from pathlib import Path
 
 import torch
-import yaml
-from recbole.config import Config as RecBoleConfig
 from recbole.data.transform import construct_transform
 from recbole.evaluator import metric_types
-from recbole.trainer import Trainer
 
-from recbole_hydra.checks import did_you_mean, text_encoding
+from recbole_hydra.checks import text_encoding
 from recbole_hydra.data import filters
 from recbole_hydra.data.duplicates import which_to_keep
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.settings.keys import PROPERTIES, RECBOLE
-from recbole_hydra.settings.parsing import home
 from recbole_hydra.settings.rules import (
     Nested,
     Rule,
@@ -71,114 +59,6 @@ def _what_stays() -> Rule:
         return value
 
     return Rule("an interval such as '[5,inf)', or a list of values", read)
-
-
-def _ratios() -> Rule:
-    """The shares of train, validation and test."""
-    words = "three numbers, the shares of train, validation and test, such as [0.8, 0.1, 0.1]"
-    numbers = list_of(number(least=0), words)
-
-    def read(value):
-        ratios = numbers.read(value)
-        if len(ratios) != 3:
-            raise UnfitError(f": {len(ratios)} of them; a share may be 0" if ratios else "")
-        if ratios[0] <= 0:
-            raise UnfitError(": nothing to train on")
-        if not any(ratios[1:]):
-            raise UnfitError(": nothing to validate or test on")
-        return ratios
-
-    return Rule(words, read)
-
-
-#: The split of ``eval_args``: one way, and what it takes.
-SPLITS = {
-    "RS": _ratios(),
-    "TS": _ratios(),
-    "LS": choice(("valid_and_test", "valid_only", "test_only")),
-}
-
-
-def _split(name, value):
-    """Read ``split``: a dict with one way of splitting."""
-    example = "{LS: valid_and_test} or {RS: [0.8, 0.1, 0.1]}"
-    if not isinstance(value, dict) or len(value) != 1:
-        more = ": one way of splitting" if isinstance(value, dict) and value else ""
-        raise ConfigError(f"{name} must be a dict such as {example}, got {value!r}{more}")
-    ((way, how),) = value.items()
-    if way not in SPLITS:
-        hint = did_you_mean(way, SPLITS)
-        raise ConfigError(f"{name} must be by one of {', '.join(SPLITS)}, got {way!r}{hint}")
-    return {way: SPLITS[way](f"{name}: {way}", how)}
-
-
-def _mode_word() -> Rule:
-    def read(value):
-        if isinstance(value, str) and re.fullmatch(r"full|labeled|(uni|pop)0*[1-9]\d*", value):
-            return value
-        raise UnfitError(did_you_mean(value, ("full", "labeled", "uni100", "pop100")))
-
-    return Rule("full, labeled, uniN or popN with N of at least 1, such as uni100", read)
-
-
-def _mode(name, value):
-    """Read ``mode``: a word, or one for ``valid`` and one for ``test``."""
-    word = _mode_word()
-    if not isinstance(value, dict):
-        return word(name, value)
-    phases = Nested("{valid: uni100, test: full}", dict.fromkeys(("valid", "test"), word))
-    if not value:
-        raise ConfigError(f"{name} must be {word.words}, got {value!r}")
-    return phases(name, value)
-
-
-def _group() -> Rule:
-    word = choice(("user", "none"))
-
-    def read(value):
-        return value if value is None or str(value).lower() == "none" else word.read(value)
-
-    return Rule("user or none", read)
-
-
-EVAL_ARGS = Nested(
-    "{split: {LS: valid_and_test}, order: TO, group_by: user, mode: full}",
-    {"split": _split, "order": choice(("TO", "RO")), "group_by": _group(), "mode": _mode},
-)
-
-#: What RecBole writes where there is no negative sampling.
-NO_SAMPLING = (None, "None", "none")
-
-_DISTRIBUTIONS = choice(("uniform", "popularity", "none"))
-
-TRAIN_NEG_SAMPLE_ARGS = Nested(
-    "{distribution: uniform, sample_num: 1}",
-    {
-        "distribution": Rule(
-            _DISTRIBUTIONS.words,
-            lambda value: "none" if value in NO_SAMPLING else _DISTRIBUTIONS.read(value),
-        ),
-        "sample_num": integer(least=1),
-        "alpha": number(),
-        "dynamic": switch(),
-        "candidate_num": integer(least=0),
-    },
-    switched_off=NO_SAMPLING,
-)
-
-
-def _train_neg_sample_args(name, value):
-    """Read ``train_neg_sample_args``; without a distribution there is no more to it."""
-    if isinstance(value, dict) and value.get("distribution", "") in NO_SAMPLING:
-        value = {key: each for key, each in value.items() if each not in NO_SAMPLING}
-        return {"distribution": "none", **TRAIN_NEG_SAMPLE_ARGS(name, value)}
-    found = TRAIN_NEG_SAMPLE_ARGS(name, value)
-    if found and found.get("dynamic") and not found.get("candidate_num"):
-        raise ConfigError(
-            f"{name}: dynamic chooses among candidates: candidate_num must be a positive integer, "
-            f"got {found.get('candidate_num')!r}"
-        )
-    return found and {"distribution": "uniform", **found}  # RecBole's default
 
 
 def _clip_grad_norm() -> Nested:
@@ -244,19 +124,10 @@ def _log_wandb(name, value):
     return value
 
 
-def _words_in(source: str, pattern: str) -> list[str]:
-    """The words that a piece of RecBole's code compares a setting with."""
-    return list(dict.fromkeys(re.findall(pattern, source)))
-
-
-def learners() -> list[str]:
-    """RecBole's names of optimizers, any other of which it takes for Adam."""
-    return _words_in(inspect.getsource(Trainer._build_optimizer), r'learner.lower\(\) == "(\w+)"')
-
-
 def transforms() -> list[str]:
     """RecBole's names of what it does to batches."""
-    return _words_in(inspect.getsource(construct_transform), r'"(\w+)": \w+')
+    found = re.findall(r'"(\w+)": \w+', inspect.getsource(construct_transform))
+    return list(dict.fromkeys(found))
 
 
 def _names(what, words=None) -> Rule:
@@ -292,24 +163,6 @@ def _discretization(name, value):
     return found
 
 
-def _domain_settings(name, value):
-    """Read ``domain_settings``: the settings of single domains, each by its own rule."""
-    if value is None:
-        return None
-    example = "{amazon-office: {USER_ID_FIELD: uid}}"
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} must be a dict such as {example}, got {value!r}")
-    found = {}
-    for domain, keys in value.items():
-        if keys is not None and not isinstance(keys, dict):
-            raise ConfigError(f"{name}: {domain}: must be a dict, as in {example}, got {keys!r}")
-        found[str(domain)] = {
-            key: check(key, each, common_rules(), name=f"{name}: {domain}: {key}")
-            for key, each in (keys or {}).items()
-        }
-    return found
-
-
 def _head_dim(name, value):
     value = integer(least=1)(name, value)
     if value % 2:
@@ -330,7 +183,7 @@ _NO_SAVED_DATA = (
     "data_path are by then; remove it"
 )
 
-#: Rules that no comment of a yaml file gives, of settings for every model.
+#: Those of settings for every model, but for what :mod:`.evaluation` and the options have.
 WRITTEN = {
     # RecBole's overall.yaml
     "gpu_id": _gpu_id(),
@@ -347,9 +200,7 @@ WRITTEN = {
     "epochs": integer(least=0),
     "train_batch_size": integer(least=1),
     "eval_batch_size": integer(least=1),
-    "learner": choice(learners(), any_case=True),
     "learning_rate": number(least=0),
-    "train_neg_sample_args": _train_neg_sample_args,
     "eval_step": integer(least=0, words="an integer of at least 0, which is never"),
     "stopping_step": integer(least=0),
     "clip_grad_norm": _clip_grad_norm(),
@@ -357,7 +208,6 @@ WRITTEN = {
     "loss_decimal_place": integer(least=0),
     "metric_decimal_place": integer(least=0),
     "transform": optional(choice(transforms())),
-    "eval_args": EVAL_ARGS,
     "metrics": list_of(
         Rule(
             f"one of {', '.join(metric_types)}", choice(metric_types, any_case=True).read
@@ -415,14 +265,7 @@ WRITTEN = {
     "item_list_padding": optional(
         either(choice(("auto", "none")), list_of(anything(), "a list of tokens"))
     ),
-    "training_mode": choice(("auto", "autoregressive", "augmentation")),
-    "window_overlap": optional(integer(least=0)),
-    "later_targets": optional(list_of(_amount(), "positive numbers")),
-    "item_initialization": choice(("normal", "cooccurrence")),
-    "cooccurrence_std": optional(_amount()),
-    "learning_rate_decay": optional(integer(least=1)),
     "domains": optional(_names("dataset", "a list of datasets")),
-    "domain_settings": _domain_settings,
     "domain_temperature": number(least=1, words="a number of at least 1"),
 }  # fmt: skip
 
@@ -454,180 +297,3 @@ WRITTEN_FOR_OURS = {
     "item_llm_cache": optional(path("a folder")),
     "adapt_from": optional(path("a checkpoint")),
 }  # fmt: skip
-
-
-# -- rules derived from yaml files ---------------------------------------------------------------
-
-#: RecBole's loader, to which 1e-3 is a number.
-_YAML_LOADER = RecBoleConfig._build_yaml_loader(None)
-
-#: A line such as ``num_layers: 1  # (int) Number of layers. Range in [...]``.
-_LINE = re.compile(r"^([\w-]+)\s*:(?:[^#'\"]|'[^']*'|\"[^\"]*\")*#\s*(.*)$")
-_TYPES = re.compile(r"\(([\w\s]+)\)")
-_CHOICES = re.compile(r"\b[Rr]ang(?:e|ing) in\W*?\[(.*?)\]")
-
-#: Keys of RecBole's models that are sizes, and those that are probabilities of dropout, by name.
-_SIZES = re.compile(r"(^|_)(hidden_size|embedding_size|inner_size|attention_size|n_heads)$")
-_DROPOUT = re.compile(r"(^|_)dropout(_prob|_rate|_ratio)?$|^drop_ratio$")
-
-
-def read_comments(file) -> dict:
-    """The comment behind every key of a yaml file that has one."""
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
-    return {match[1]: match[2] for match in map(_LINE.match, lines) if match}
-
-
-def derived_rules(file) -> dict:
-    """The rules that the comments and defaults of a yaml file of ours, or RecBole's general ones,
-    give: by type, and by choices where they are listed."""
-    defaults = read_yaml(file)
-    rules = {}
-    for key, comment in read_comments(file).items():
-        types = _TYPES.match(comment)
-        if types is None or key not in defaults:
-            continue
-        rule = _by_type(types[1], _choices(comment))
-        if rule is not None:
-            rules[key] = optional(rule) if defaults[key] is None else rule
-    return rules
-
-
-def _by_type(kind, choices) -> Rule | None:
-    """The rule of a type that a comment names, such as ``str`` or ``list or str``."""
-    kinds = re.split(r"\W+or\W+|\s+or\s+", kind.strip())
-    if choices:
-        one = choice(choices)
-        return list_of(one, f"{one.words}, or several") if "list" in kinds else one
-    plain = {
-        "int": integer(), "float": number(), "bool": switch(), "str": text(),
-        "list": list_of(anything(), "a list"), "dict": mapping("a dict", anything()),
-    }  # fmt: skip
-    found = [plain[each] for each in kinds if each in plain]
-    return either(*found) if found and len(found) == len(set(kinds) - {"None"}) else None
-
-
-def _choices(comment) -> list[str]:
-    """The words after ``Range in``, if it is words that are listed."""
-    match = _CHOICES.search(comment)
-    words = re.findall(r"[\w.+-]+", match[1]) if match else []
-    return [] if all(re.fullmatch(r"-?\d+(\.\d+)?", word) for word in words) else words
-
-
-def lenient_rules(file) -> dict:
-    """The rules of a model of RecBole's, from its yaml: by the type of the default, with care,
-    since a comment there is not always right, and lists have a meaning in places."""
-    comments, rules = read_comments(file), {}
-    for key, default in read_yaml(file).items():
-        comment = comments.get(key, "")
-        rule = _by_default(key, default, comment)
-        if rule is not None:
-            rules[key] = rule
-    return rules
-
-
-def _by_default(key, default, comment) -> Rule | None:
-    choices = _choices(comment)
-    kind = _TYPES.match(comment)
-    if key.endswith("_path"):
-        return Rule("a path", lambda value: home(value) if isinstance(value, str) else value)
-    if isinstance(default, str):
-        return choice(choices) if default in choices else None
-    if isinstance(default, bool):
-        return switch()
-    if isinstance(default, (int, float)):
-        if kind is not None and kind[1] not in ("int", "float"):
-            return None  # such as "500,100,20", or 1 for True
-        if isinstance(default, int) and default > 0 and _SIZES.search(key):
-            return integer(least=1)
-        if _DROPOUT.search(key):
-            return number(least=0, most=1)
-        return optional(either(number(), list_of(number(), "a list of numbers")))
-    if isinstance(default, list):
-        numbers = default and all(isinstance(each, (int, float)) for each in default)
-        return optional(list_of(number() if numbers else anything(), f"a list such as {default}"))
-    return None
-
-
-def read_yaml(file) -> dict:
-    """A yaml file, as RecBole reads it."""
-    with open(file, encoding="utf-8") as stream:
-        return yaml.load(stream, Loader=_YAML_LOADER) or {}
-
-
-# -- the table -----------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=1)
-def common_rules() -> dict:
-    """The rules of settings for every model, by key."""
-    files = (
-        RECBOLE / "properties" / "overall.yaml",
-        RECBOLE / "properties" / "dataset" / "sample.yaml",
-        PROPERTIES / "overall.yaml",
-        PROPERTIES / "training.yaml",
-    )
-    derived = {key: rule for file in files for key, rule in derived_rules(file).items()}
-    return {**derived, **WRITTEN}
-
-
-@cache
-def rules_of(model_class: type) -> dict:
-    """The rules of all settings of a model, by key; a key that has none may be anything.
-
-    A user's own class has those of the model that it is derived from.
-    """
-    rules = {}
-    for base in reversed(model_class.__mro__):
-        ours = PROPERTIES / "model" / f"{base.__name__}.yaml"
-        recboles = RECBOLE / "properties" / "model" / f"{base.__name__}.yaml"
-        package = base.__module__.split(".")[0]
-        if package == "recbole_hydra" and ours.is_file():
-            rules |= derived_rules(ours) | {
-                key: rule for key, rule in WRITTEN_FOR_OURS.items() if key in read_yaml(ours)
-            }
-        elif package == "recbole" and recboles.is_file():
-            rules |= lenient_rules(recboles)
-    return {**rules, **common_rules()}
-
-
-def is_path(rule) -> bool:
-    """Whether a rule is that of a path, and None is none."""
-    return getattr(rule, "kind", "") == "path" and "None" not in rule.words
-
-
-def check(key: str, value, rules: dict, name: str | None = None):
-    """Read the value of a setting by its rule.
-
-    Args:
-        key: of the setting. value: as the user wrote it.
-        rules: those of :func:`rules_of`.
-        name: what to call it in messages, if not by its key.
-
-    Returns:
-        The value as the run has it: numbers that were written as text are numbers, a list that was
-        written with commas is one, ``~`` in a path is the home folder.
-
-    Raises:
-        ConfigError: the value is none that the setting may have.
-    """
-    rule = rules.get(key)
-    return value if rule is None else rule(name or key, value)
-
-
-def dataset_name(value, name="dataset") -> str:
-    """Return ``value`` if it can be the name of a dataset, which is a folder in ``data_path``.
-
-    Raises:
-        ConfigError: it is a path, or no name.
-    """
-    value = text(f"a {name}'s name", empty=False)(name, value)
-    if "/" in value or "\\" in value or value in (".", "..", "~"):
-        folder = Path(home(value.replace("\\", "/")))
-        hint = ""
-        if folder.name not in ("", ".."):
-            hint = f": --{name}={folder.name} --data_path={folder.parent}"
-        raise ConfigError(
-            f"{name}: {value!r} is a path, not a name; give the name, and in data_path the folder "
-            f"that has the folder of that name{hint}"
-        )
-    return value

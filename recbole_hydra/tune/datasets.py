@@ -4,8 +4,8 @@ import json
 
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_hydra.config import Config
 from recbole_hydra.data import prepare_data
+from recbole_hydra.settings.config import Config
 
 #: The settings that decide what a dataset and its split are. RecBole's own list is of the dataset.
 DECISIVE = (
@@ -58,7 +58,7 @@ class Datasets:
 
 
 def loader_of(datasets, model, dataset: str, settings: dict):
-    """A ``load_data`` for :func:`~recbole_hydra.quick_start.train` that asks the actor.
+    """A ``load_data`` for :func:`~recbole_hydra.training.run.train` that asks the actor.
 
     Args:
         datasets: the handle of the :class:`Datasets` actor.

@@ -10,11 +10,11 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import one_of, positive_int
-from recbole_hydra.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config
 from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError, TuneError
 from recbole_hydra.output_folder import OutputFolder, read_json, write_json
-from recbole_hydra.settings.parsing import home, parse_arguments
+from recbole_hydra.settings.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config
+from recbole_hydra.settings.spelling import home, parse_arguments
 from recbole_hydra.tune.space import Space, read_space
 
 SEARCHES = ("random", "grid", "optuna")

@@ -8,7 +8,7 @@ from ray.tune import Callback
 from tabulate import tabulate
 
 from recbole_hydra.output_folder import read_json, write_json
-from recbole_hydra.trainer import LAST
+from recbole_hydra.training.trainer import LAST
 from recbole_hydra.tune.plan import OUTCOME, read_trials, trial_folder
 from recbole_hydra.tune.trial import SCORE, TIME, best_entry
 

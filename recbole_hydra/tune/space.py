@@ -12,7 +12,7 @@ import yaml
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import TuneError
-from recbole_hydra.settings.parsing import home, parse_value
+from recbole_hydra.settings.spelling import home, parse_value
 
 #: How each kind of range is written.
 FORMS = {

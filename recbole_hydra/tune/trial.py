@@ -77,14 +77,14 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
         report: called with a dict of numbers after every evaluation: ``epoch`` (from 1),
             ``seconds`` (of training and validation so far), ``best_score``, ``score``,
             ``train_loss`` and the validation metrics.
-        load_data: see :func:`recbole_hydra.quick_start.train`.
+        load_data: see :func:`recbole_hydra.training.run.train`.
         node: where the trial runs.
     """
     import torch
     from recbole.utils import ModelType
 
     from recbole_hydra.model import get_model
-    from recbole_hydra.quick_start import evaluated_before, train_or_continue
+    from recbole_hydra.training.run import evaluated_before, train_or_continue
 
     # Ray counts CPUs, and limits nothing.
     torch.set_num_threads(job.threads)
@@ -134,8 +134,9 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
 
 def final_test(job: Job, number: int, params: dict) -> dict:
     """Read the test set with the best epoch of a trial; returns the metrics."""
-    from recbole_hydra.quick_start import load_data_and_model, read_test_set, train
-    from recbole_hydra.trainer import BEST, get_trainer
+    from recbole_hydra.quick_start import load_data_and_model
+    from recbole_hydra.training.run import read_test_set, train
+    from recbole_hydra.training.trainer import BEST, get_trainer
     from recbole_hydra.tune.datasets import loader_of
 
     own = trial_folder(job.folder, number)

@@ -1,97 +1,34 @@
-"""What Hydra and Mamba4Rec share: losses, scoring and checks around a causal encoder."""
+"""What causal models share, Hydra, Mamba4Rec and users' own: losses, scoring and checks around an
+encoder."""
 
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
-from torch import nn
 
-from recbole_hydra.checks import boolean, fraction, one_of
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.model.losses import (
-    NegativeSampler,
-    TargetGroup,
-    bpr,
-    cross_entropy,
-    gbce,
-    later_targets,
-    sampled_cross_entropy,
-)
-from recbole_hydra.ops import ItemLists
-
-#: Pairs of a target and an item of its history in a step, from which the repeat bias is learned: a
-#: number per item at most, so that the pairs of all steps tell enough.
-MOST_PAIRS = 2**14
+from recbole_hydra.layers import kept
+from recbole_hydra.model.target_losses import TargetLosses
 
 
-class StateSpaceRecommender(SequentialRecommender, ABC):
+class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
     """A causal encoder over the item sequence, scored by inner products with the items.
 
     Sequences are padded on the right with item 0, as RecBole pads them. A subclass defines
-    :meth:`encode`, which must be causal, :meth:`initial_state` and ``self.item_embedding``; it
-    reads its config through :meth:`setting`.
+    ``self.items``, what its items are, and :meth:`states`, which must be causal; it reads its
+    config through :meth:`setting`, and the settings of its loss are those of Hydra
+    (``properties/model/CausalRecommender.yaml``).
 
     Raises:
         ConfigError: an unknown ``loss_type``, or a config key that the model needs and nobody set.
     """
-
-    #: Values of ``loss_type``: softmax over all items, BPR against RecBole's negatives, softmax
-    #: or binary cross-entropy (gBCE) against negatives of our own.
-    LOSS_TYPES = ("CE", "BPR", "SampledCE", "gBCE")
-    #: Those in which items share a probability.
-    SOFTMAXES = ("CE", "SampledCE")
 
     def __init__(self, config, dataset, trained_only=False):
         """``trained_only``: items that no training row has for its target take no part in the loss,
         not even as what the target is told apart from."""
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
-        self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
-        #: What the scores of items in the history are raised or lowered by, if they are, a
-        #: :class:`~recbole_hydra.layers.RepeatBias`.
-        self.repeat_bias = None
-        #: Whether the items of the history count as one in a loss that is a softmax, see
-        #: :mod:`recbole_hydra.model.losses`.
-        self.history_as_one = False
-        self.target_groups = self._group_targets(dataset, trained_only)
-        if self.loss_type in ("SampledCE", "gBCE"):
-            self._prepare_sampling(dataset)
-
-    def _group_targets(self, dataset, trained_only):
-        """One group of items per domain; None for the whole catalogue."""
-        domains = getattr(dataset, "domains", None)
-        if domains is None and not trained_only:
-            return None
-        counts = self._count_targets(dataset) if trained_only else torch.ones(self.n_items)
-        groups = []
-        for start, stop in [(1, self.n_items)] if domains is None else domains.ranges():
-            items = torch.arange(start, stop)
-            counted = counts[start:stop] > 0
-            groups.append(TargetGroup(items[counted] if counted.any() else items, self.n_items))
-        return nn.ModuleList(groups)
-
-    def _count_targets(self, dataset):
-        """How often each item is the target of a training row, (n_items,)."""
-        # A model loaded without its dataset cannot count; it will not be trained either.
-        counter = getattr(dataset, "item_counter", {})
-        return torch.tensor([counter.get(item, 0) for item in range(self.n_items)])
-
-    def _prepare_sampling(self, dataset):
-        number = self.setting("num_negatives")
-        distribution = self.setting("negative_distribution")
-        self.logq_correction = boolean("logq_correction", self.setting("logq_correction"))
-        self.gbce_t = fraction("gbce_t", self.setting("gbce_t"))
-        counts = torch.ones(self.n_items)
-        if distribution == "popularity":
-            counts = self._count_targets(dataset)
-        catalogue = [torch.arange(1, self.n_items)]
-        members = [group.items for group in self.target_groups or []] or catalogue
-        #: One for the whole catalogue, or one per group.
-        self.negative_samplers = [
-            NegativeSampler(1 + len(items), number, distribution, [0, *counts[items].tolist()])
-            for items in members
-        ]
+        self.prepare_losses(dataset, trained_only)
 
     def setting(self, key):
         """Return config[key]; a key that is missing is an error, never a silent default."""
@@ -103,24 +40,64 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
             )
         return self._config[key]
 
-    @abstractmethod
-    def initial_state(self, batch):
-        """What :meth:`encode` carries, before the first item: a tuple of tensors, batch first."""
+    # -- what was computed of the items goes when they, or where they are, change ----------------
 
-    @abstractmethod
-    def encode(self, item_seq, state=None, keep=None):
-        """Map item ids, (batch, length), to one state per position, (batch, length, width).
+    #: What the items are, :class:`~recbole_hydra.model.items.Items`.
+    items = None
 
-        The state at position t depends on the items up to t only. Given ``state``, what the items
-        before ``item_seq`` left, it returns the pair (states, what is left now); the latter is
-        meaningful for rows without padding. Given ``keep``, the states are those of the positions
-        b * length + t in it, (positions, width).
+    def _forget_items(self):
+        if self.items is None:
+            raise ConfigError(
+                f"{type(self).__name__}: what its items are is missing; in __init__, set "
+                "self.items = Items(self.n_items, self.item_embedding)"
+            )
+        self.items.forget()
+
+    def _apply(self, fn, *args, **kwargs):
+        self._forget_items()
+        return super()._apply(fn, *args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        """torch's; what was computed for an evaluation is computed anew."""
+        self._forget_items()
+        return super().load_state_dict(*args, **kwargs)
+
+    def train(self, mode=True):
+        """Set the mode, as torch's; what was computed for an evaluation is computed anew."""
+        super().train(mode)
+        self.items.set_mode(mode)
+        return self
+
+    def add_items(self, texts, place: int, config) -> None:
+        """Insert rows for new items, known by their texts, before the item id ``place``; nothing is
+        trained, and the model cannot be any more.
+
+        Args:
+            texts: one per item. config: of the model, see :meth:`.Items.add`.
         """
+        self.items.add(texts, place, config)
+        if self.repeat_bias is not None:
+            self.repeat_bias.add_rows(place, len(texts))
+        self.target_groups = None  # it has no training targets any more
+        self.n_items += len(texts)
+        self.eval()
+
+    # -- the encoder -----------------------------------------------------------------------------
+
+    def states(self, item_seq):
+        """Map item ids, (batch, length), to one state per position, (batch, length, width); that at
+        position t depends on the items up to t only."""
+        raise NotImplementedError(f"{type(self).__name__} has no method states(item_seq)")
+
+    def encode(self, item_seq, keep=None):
+        """The :meth:`states`; given ``keep``, those of the positions b * length + t in it,
+        (positions, width)."""
+        return kept(self.states(item_seq), keep)
 
     @property
     def item_table(self):
         """The vectors that states are compared with, (n_items, width); row 0 is padding."""
-        return self.item_embedding.weight
+        return self.items.table
 
     def forward(self, item_seq, item_seq_len):
         """Return the state at the last item of each sequence, (batch, width).
@@ -148,104 +125,6 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
         with self.step(item_seq, targets, negatives):
             states = self.forward(item_seq, length)
             return self.target_loss(states, targets, (item_seq, last), negatives)
-
-    def step(self, item_seq, targets, negatives=None):
-        """The context in which the loss of a batch is computed: :meth:`encode`, then
-        :meth:`target_loss`, on these items. A model whose items have to be computed does it here,
-        once."""
-        return nullcontext()
-
-    def target_loss(self, states, targets, history, negatives=None):
-        """Mean loss of states against the items that came next.
-
-        CE is the cross-entropy over all ``n_items`` rows of the item table (row 0 included, as in
-        RecBole's models), or over the items of the target's group where there are groups; BPR is
-        Rendle et al. 2009 against the given negatives; SampledCE and gBCE draw ``num_negatives``
-        for the batch and group, see :mod:`recbole_hydra.model.losses`. The repeat bias does not
-        change the loss, but gets a gradient from it, see there.
-
-        Args:
-            states: (targets, width). targets: item ids, (targets,).
-            history: item ids, (batch, length), and b * length + t of the last item before each
-                target, (targets,).
-            negatives: for BPR, item ids, (targets, negatives).
-        """
-        drawn, offsets = self._drawn_negatives(states.device), self._offsets(*history)
-        lists = ItemLists.of_histories(*history) if self.history_as_one else None
-        table = self.item_table
-        if self.loss_type == "BPR":
-            return bpr(states, table, targets, negatives, offsets)
-        if self.target_groups is None:
-            return self._loss_among(None, states, table, targets, offsets, lists, *drawn[0])
-        total = 0.0
-        for group, sample in zip(self.target_groups, drawn, strict=True):
-            rows = group.rows(targets)
-            if len(rows):
-                mine = states.index_select(0, rows), table, targets.index_select(0, rows)
-                own = [
-                    None if part is None else part.among(rows, self._position(group))
-                    for part in (offsets, lists)
-                ]
-                total = total + len(rows) * self._loss_among(group, *mine, *own, *sample)
-        return total / len(targets)
-
-    def later_target_loss(self, states, targets, later, weights):
-        """What later targets add to a :meth:`target_loss` by CE; where there are groups, those of
-        the target's group.
-
-        Args:
-            states: (targets, width). targets: item ids, (targets,).
-            later, weights: see :func:`recbole_hydra.model.losses.later_targets`.
-        """
-        if self.target_groups is not None:
-            of_one_group = torch.zeros_like(later, dtype=torch.bool)
-            for group in self.target_groups:
-                own = group.position >= 0
-                of_one_group |= own[targets][:, None] & own[later]
-            later = later * of_one_group
-        return later_targets(states, self.item_table, targets, later, weights)
-
-    def _offsets(self, item_seq, last):
-        """What the repeat bias adds to the scores of targets, of every second, third, ... where
-        there are too many; None without one."""
-        if self.repeat_bias is None:
-            return None
-        pairs = int((last % item_seq.shape[1] + 1).sum())
-        stride = -(-pairs // MOST_PAIRS)
-        rows = torch.arange(0, len(last), stride, device=last.device)
-        offsets = self.repeat_bias(item_seq, last[rows])
-        return offsets._replace(rows=rows[offsets.rows])
-
-    def _position(self, group):
-        """Where the scores of a group's targets have an item, -1 for those of other groups: CE has
-        scores of the group alone."""
-        if self.loss_type == "CE":
-            return group.position
-        every = torch.arange(self.n_items, device=group.position.device)
-        return every.where(group.position >= 0, -1)
-
-    def _loss_among(self, group, states, table, targets, offsets, lists, sampled, log_expected):
-        """Mean loss of targets of one group, or of the catalogue."""
-        if self.loss_type == "CE":
-            if group is not None:
-                table, targets = table.index_select(0, group.items), group.position[targets]
-            return cross_entropy(states, table, targets, offsets, lists)
-        if self.loss_type == "gBCE":
-            number = self.n_items - 1 if group is None else len(group.items)
-            return gbce(states, table, targets, sampled, self.gbce_t, number, offsets)
-        log_expected = log_expected if self.logq_correction else None
-        return sampled_cross_entropy(states, table, targets, sampled, log_expected, offsets, lists)
-
-    def _drawn_negatives(self, device):
-        """Negatives of a batch, for the catalogue or each group: item ids, and the log of how often
-        each is expected to be drawn; (None, None) for losses without."""
-        if self.loss_type not in ("SampledCE", "gBCE"):
-            return [(None, None)] * (1 if self.target_groups is None else len(self.target_groups))
-        drawn = [sampler.draw(device) for sampler in self.negative_samplers]
-        if self.target_groups is None:
-            return drawn
-        groups = zip(self.target_groups, drawn, strict=True)
-        return [(group.items[items - 1], expected) for group, (items, expected) in groups]
 
     def predict(self, interaction):
         """Score of each row's one candidate, (batch,)."""
@@ -285,6 +164,24 @@ class StateSpaceRecommender(SequentialRecommender, ABC):
             )
 
 
+class StateSpaceRecommender(CausalRecommender):
+    """A :class:`CausalRecommender` with a state that goes on: what the items so far have left."""
+
+    @abstractmethod
+    def initial_state(self, batch):
+        """What :meth:`encode` carries, before the first item: a tuple of tensors, batch first."""
+
+    @abstractmethod
+    def encode(self, item_seq, state=None, keep=None):
+        """Map item ids, (batch, length), to one state per position, (batch, length, width).
+
+        The state at position t depends on the items up to t only. Given ``state``, what the items
+        before ``item_seq`` left, it returns the pair (states, what is left now); the latter is
+        meaningful for rows without padding. Given ``keep``, the states are those of the positions
+        b * length + t in it, (positions, width).
+        """
+
+
 def similar_lengths(length) -> list:
     """Groups of rows, each with the rows of up to 4 items, 5 to 8, 9 to 16, and so on.
 
@@ -301,8 +198,3 @@ def similar_lengths(length) -> list:
 def last_positions(length, width):
     """b * width + t of the last item of each row b, (batch,); rows are padded to ``width``."""
     return torch.arange(len(length), device=length.device) * width + length - 1
-
-
-def per_layer(parts):
-    """Split a flat sequence of tensors into the pairs that the Mamba of each layer carries."""
-    return zip(parts[::2], parts[1::2], strict=True)

@@ -35,32 +35,26 @@ users add to that (as in collaborative topic regression, Wang and Blei 2011); on
 its text alone.
 """
 
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recbole_hydra.checks import boolean, one_of, positive_int, positive_number, probability
+from recbole_hydra.checks import boolean, one_of, positive_int, positive_number
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import (
     Dropout,
-    ItemLLM,
+    FeedForward,
     MultiHeadMamba,
     RepeatBias,
     RMSNorm,
     RotaryPositions,
-    TextItems,
-    find_llm,
-    frozen_states,
-    hash_llm,
+    Stack,
+    StackPerDomain,
+    dropout_by_place,
     kept,
 )
-from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
-
-#: Where dropout may be: on the item vectors that are read, on the two residual branches of a layer,
-#: and on the state that is compared with the items.
-DROPOUT_PLACES = ("item", "mamba", "ffn", "output")
+from recbole_hydra.model.items import ENCODERS, Items, text_items
+from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
 
 
 class Hydra(StateSpaceRecommender):
@@ -85,245 +79,77 @@ class Hydra(StateSpaceRecommender):
         has_text = "text" in str(config["item_encoder"])
         super().__init__(config, dataset, trained_only=has_text)
         d = positive_int("hidden_size", self.setting("hidden_size"))
-        num_layers = positive_int("num_layers", self.setting("num_layers"))
         std, linear_std = (
             positive_number(key, self.setting(key))
             for key in ("initializer_range", "linear_initializer_range")
         )
         eps = positive_number("norm_eps", self.setting("norm_eps"))
         tied = boolean("tie_embeddings", self.setting("tie_embeddings"))
-        places = self._dropout_places()
-        encoder = one_of("item_encoder", self.setting("item_encoder"), ("id", "text", "id+text"))
+        encoder = one_of("item_encoder", self.setting("item_encoder"), ENCODERS)
         if has_text and not tied:
             raise ConfigError(
                 "tie_embeddings: False gives the scores a table of ids; item_encoder "
                 f"{encoder} needs True"
             )
+        dropout = dropout_by_place(self.setting("dropout_prob"), self.setting("dropout_places"))
 
-        self.item_embedding = None
-        if "id" in encoder:
-            self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0)
+        by_id = "id" in encoder
+        self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0) if by_id else None
         self.item_norm = RMSNorm(d, eps)
-        self.dropout = Dropout(places["item"])
-        stacks = [
-            nn.ModuleList(
-                HydraLayer(
-                    d,
-                    self.setting("num_heads"),
-                    self.setting("head_dim"),
-                    mamba={
-                        **{
-                            key: self.setting(key)
-                            for key in ("d_state", "d_conv", "expand", "scan_backend")
-                        },
-                        "start": self.setting("mamba_start"),
-                    },
-                    rope_base=self.setting("rope_base"),
-                    y_norm=self.setting("y_norm"),
-                    history_path=self.setting("history_path"),
-                    ffn_type=self.setting("ffn_type"),
-                    ffn_size=self.setting("ffn_size"),
-                    dropout={place: places[place] for place in ("mamba", "ffn")},
-                    eps=eps,
-                )
-                for _ in range(num_layers)
-            )
-            for _ in range(self._number_of_stacks(dataset))
-        ]
+        self.dropout = Dropout(dropout["item"])
         #: With ``user_model: per_domain`` the layers of each domain, otherwise those of all.
-        self.layers = nn.ModuleList(stacks) if self.domain_start is not None else stacks[0]
+        self.layers = self._stacks(dataset, d, dropout, eps)
         normed = boolean("output_norm", self.setting("output_norm"))
         self.output_norm = RMSNorm(d, eps) if normed else nn.Identity()
-        self.output_dropout = Dropout(places["output"])
+        self.output_dropout = Dropout(dropout["output"])
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
-        form = self._repeat_bias_form(encoder)
-        self.repeat_bias = None if form == "none" else RepeatBias(form, self.n_items)
-        self.history_as_one = self._history_as_one()
+        self.repeat_bias = RepeatBias.of_setting(self.setting("repeat_bias"), self.n_items, by_id)
+        self.history_as_one = self._history_as_one(self.setting("history_as_one"))
 
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=std)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=linear_std)
+        self.items = Items(
+            self.n_items, self.item_embedding, self.output_embedding, bool(config["show_progress"])
+        )
         self.item_text = None
         if has_text:
-            self.item_text = self._text_items(config, dataset, d, std)
-            if self.item_embedding is not None:
-                nn.init.zeros_(self.item_embedding.weight)
-        self.show_progress = bool(config["show_progress"])
-        self._step_table = self._step_negatives = None  # within step()
-        self._frozen_table = None  # while evaluating
+            self.item_text = text_items(self.setting, config, dataset, d, std, self.loss_type)
+            self.items.describe(self.item_text)
         del self._config
 
-    def _dropout_places(self) -> dict:
-        """The probability of dropout at each place that has one."""
-        p = probability("dropout_prob", self.setting("dropout_prob"))
-        places = self.setting("dropout_places")
-        if not isinstance(places, (list, tuple)):
-            raise ConfigError(f"dropout_places must be a list, got {places!r}")
-        for place in places:
-            one_of("dropout_places", place, DROPOUT_PLACES)
-        return {place: p if place in places else 0.0 for place in DROPOUT_PLACES}
+    def _stacks(self, dataset, d, dropout, eps):
+        """The Hydra layers: of all users, or of each domain's."""
+        num_layers = positive_int("num_layers", self.setting("num_layers"))
+        keys = ("rope_base", "y_norm", "history_path", "ffn_type", "ffn_size")
+        mamba = {key: self.setting(key) for key in ("d_state", "d_conv", "expand", "scan_backend")}
 
-    def _repeat_bias_form(self, encoder) -> str:
-        """What the repeat bias depends on: by default the item, where there is more of it than its
-        text."""
-        form = self.setting("repeat_bias")
-        if form is None:
-            return "item" if "id" in encoder else "shared"
-        one_of("repeat_bias", form, ("none", *RepeatBias.FORMS))
-        if form == "item" and "id" not in encoder:
-            raise ConfigError(
-                "repeat_bias: item learns a number by item id, but with item_encoder text an item "
-                "is its text alone; use shared or distance"
+        def stack():
+            return Stack(
+                HydraLayer(
+                    d,
+                    self.setting("num_heads"),
+                    self.setting("head_dim"),
+                    mamba={**mamba, "start": self.setting("mamba_start")},
+                    **{key: self.setting(key) for key in keys},
+                    dropout=dropout,
+                    eps=eps,
+                )
+                for _ in range(num_layers)
             )
-        return form
 
-    def _history_as_one(self) -> bool:
-        """Whether the history counts as one item in the loss: by default where that is a softmax,
-        and where a repeat bias keeps the history from ranking first."""
-        choice = self.setting("history_as_one")
-        is_softmax = self.loss_type in self.SOFTMAXES
-        if choice is None:
-            return is_softmax and self.repeat_bias is not None
-        if boolean("history_as_one", choice) and not is_softmax:
-            raise ConfigError(
-                f"history_as_one: True is for loss_type {' and '.join(self.SOFTMAXES)}, in which "
-                f"items share a probability, not for {self.loss_type}"
-            )
-        if choice and self.repeat_bias is None:
-            raise ConfigError(
-                "history_as_one: True leaves it to the repeat bias that the history does not rank "
-                "first, but repeat_bias is none; use another"
-            )
-        return choice
-
-    def _number_of_stacks(self, dataset) -> int:
-        """How often there are layers; sets ``domain_start``, where each domain's items begin."""
         choice = one_of("user_model", self.setting("user_model"), ("shared", "per_domain"))
         domains = getattr(dataset, "domains", None)
-        per_domain = choice == "per_domain" and domains is not None
-        start = torch.tensor([first for first, _ in domains.ranges()]) if per_domain else None
-        self.register_buffer("domain_start", start, persistent=False)
-        return len(start) if per_domain else 1
-
-    def _text_items(self, config, dataset, d, std):
-        """The module that makes vectors of the items' texts."""
-        if not hasattr(dataset, "item_text"):
-            raise ConfigError(
-                "item_encoder: the dataset has no texts; make it with create_dataset of "
-                "recbole_hydra.data, or with run_recbole_hydra"
-            )
-        name, length = self.setting("item_llm"), self.setting("item_text_length")
-        training = one_of("llm_training", self.setting("llm_training"), ("frozen", "lora", "full"))
-        kept = self.setting("adapt_from") and "lora" not in (self.setting("adapt") or [])
-        if training != "frozen" and not kept and self.loss_type == "CE":
-            raise ConfigError(
-                f"loss_type: CE ranks all items, so that with llm_training {training} every step "
-                "would send the whole catalogue through the LLM; use SampledCE or gBCE"
-            )
-        folder, device, progress = find_llm(name), config["device"], bool(config["show_progress"])
-        identity = {"name": str(name), "hash": hash_llm(folder)}
-        states = llm = None
-        if training == "frozen" or not getattr(dataset, "is_from_checkpoint", False):
-            cache = self.setting("item_llm_cache")
-            domains = getattr(dataset, "domains", None)
-            parts = [(1, self.n_items)] if domains is None else domains.ranges()
-            parts = [
-                frozen_states(folder, dataset.item_text[a:b], length, device, cache, progress)
-                for a, b in parts  # by domain, so that a file of the cache serves it alone, too
-            ]
-            states = torch.cat([parts[0].new_zeros(1, parts[0].shape[1]), *parts])
-        if training != "frozen":
-            lora = {
-                key: self.setting(f"lora_{key}")
-                for key in ("rank", "alpha", "dropout", "target_modules")
-            }
-            checkpointing = self.setting("llm_gradient_checkpointing")
-            llm = ItemLLM(folder, length, training, lora, checkpointing, device)
-            llm.tokenise(dataset.item_text, progress)
-        return TextItems(states, llm, identity, d, std)
-
-    # -- items -----------------------------------------------------------------------------------
-
-    @property
-    def item_table(self):
-        """The vectors that states are compared with, (n_items, hidden_size).
-
-        Those of texts are computed once per training step, see :meth:`step`, and once per
-        evaluation.
-        """
-        if self.item_text is None:
-            return (self.output_embedding or self.item_embedding).weight
-        if self._step_table is not None:
-            return self._step_table
-        if self.training or torch.is_grad_enabled():
-            return self._table()
-        if self._frozen_table is None:
-            self._frozen_table = self._table(show_progress=self.show_progress)
-        return self._frozen_table
-
-    def _table(self, ids=None, show_progress=False):
-        """The item table, (n_items, hidden_size), zero in rows other than ``ids``, by default all
-        but the padding's."""
-        if ids is None:
-            ids = torch.arange(1, self.n_items, device=self.item_norm.weight.device)
-            vectors = self.item_text.catalogue(show_progress)[1:]
-        else:
-            vectors = self.item_text(ids)
-        if self.item_embedding is not None:
-            vectors = vectors + self.item_embedding(ids)
-        return vectors.new_zeros(self.n_items, vectors.shape[1]).index_copy(0, ids, vectors)
-
-    @contextmanager
-    def step(self, item_seq, targets, negatives=None):
-        """Compute the items of a batch, once: for CE all, otherwise inputs, targets, negatives."""
-        if self.item_text is None:
-            yield
-            return
-        ids = None
-        if self.loss_type != "CE":
-            self._step_negatives = self._drawn_negatives(targets.device)
-            parts = [item_seq, targets] + ([] if negatives is None else [negatives])
-            parts += [items for items, _ in self._step_negatives if items is not None]
-            ids = torch.cat([part.flatten() for part in parts]).unique()
-            ids = ids[ids > 0]
-        self._step_table = self._table(ids)
-        try:
-            yield
-        finally:
-            self._step_table = self._step_negatives = None
-
-    def _drawn_negatives(self, device):
-        return self._step_negatives or super()._drawn_negatives(device)
-
-    def _apply(self, fn, *args, **kwargs):
-        self._frozen_table = None  # of another device or dtype now
-        return super()._apply(fn, *args, **kwargs)
-
-    def load_state_dict(self, *args, **kwargs):
-        """torch's; what was computed for an evaluation is computed anew."""
-        self._frozen_table = None
-        return super().load_state_dict(*args, **kwargs)
-
-    def train(self, mode=True):
-        """Set the mode, as torch's; what was computed for an evaluation is computed anew."""
-        self._frozen_table = None
-        super().train(mode)
-        if self.item_text is not None and self.item_text.llm is not None:
-            # What is not trained draws no dropout either.
-            self.item_text.llm.train(mode and self.item_text.is_trained)
-            if not mode:
-                self.item_text.forget_states()
-        return self
-
-    # -- users -----------------------------------------------------------------------------------
+        if choice == "shared" or domains is None:
+            return stack()
+        start = [first for first, _ in domains.ranges()]
+        return StackPerDomain([stack() for _ in start], start)
 
     def initial_state(self, batch):
         """The state before the first item; see :meth:`encode`."""
-        layers = self.layers if self.domain_start is None else self.layers[0]
-        position = torch.zeros(batch, dtype=torch.long, device=self.item_norm.weight.device)
-        return position, *(part for x in layers for part in x.mamba.initial_state(batch))
+        return self.layers.initial_state(batch)
 
     def encode(self, item_seq, state=None, keep=None):
         """Map item ids, (batch, length), to states, (batch, length, hidden_size).
@@ -332,60 +158,16 @@ class Hydra(StateSpaceRecommender):
         :meth:`recbole_hydra.layers.Mamba.forward`. With it, returns (states, state after the last).
         With ``keep``, see :func:`recbole_hydra.layers.kept`, the states are those positions' only.
         """
-        if self.item_text is None:
-            H0 = self.item_embedding(item_seq)
-        else:
-            H0 = F.embedding(item_seq, self.item_table, padding_idx=0)
+        H0 = self.items.vectors(item_seq)
         H = self.item_norm(self.dropout(H0))
-        if self.domain_start is None:
-            H, state = self._run(self.layers, H, state, keep)
-        else:
-            H, state = self._run_by_domain(item_seq, H, state, keep)
+        H, state = self.layers(H, state, keep, item_seq)
         H = self.output_dropout(self.output_norm(H))
         return H if state is None else (H, state)
 
-    def _run(self, layers, H, state, keep):
-        """Apply ``layers``; returns (states, state after the last, None if none was given)."""
-        last = len(layers) - 1
-        if state is None:
-            for i, layer in enumerate(layers):
-                H = layer(H, keep=keep if i == last else None)
-            return H, None
-        position, *parts = state
-        after = [position + H.shape[1]]
-        for i, mamba_state in enumerate(per_layer(parts)):
-            to_keep = keep if i == last else None
-            H, mamba_state = layers[i](H, position, mamba_state, to_keep)
-            after += mamba_state
-        return H, tuple(after)
-
-    def _run_by_domain(self, item_seq, H, state, keep):
-        """As :meth:`_run`, each row with the layers of the domain its items are from."""
-        length = H.shape[1]
-        domain = torch.bucketize(item_seq[:, 0].contiguous(), self.domain_start, right=True) - 1
-        domain = domain.clamp_min(0)  # a row of padding alone
-        out, after, where = [], [], []
-        for index in domain.unique().tolist():
-            rows = (domain == index).nonzero().squeeze(1)
-            mine, place = None, rows
-            if keep is not None:
-                row_of = torch.full_like(domain, -1)
-                row_of[rows] = torch.arange(len(rows), device=rows.device)
-                row = row_of[keep // length]
-                place = (row >= 0).nonzero().squeeze(1)
-                mine = row[place] * length + keep[place] % length
-            own = None if state is None else tuple(part.index_select(0, rows) for part in state)
-            states, own = self._run(self.layers[index], H.index_select(0, rows), own, mine)
-            out.append(states)
-            after.append((rows, own))
-            where.append(place)
-        back = torch.cat(where).argsort()
-        H = torch.cat(out).index_select(0, back)
-        if state is not None:
-            back = torch.cat([rows for rows, _ in after]).argsort()
-            parts = zip(*(own for _, own in after), strict=True)
-            state = tuple(torch.cat(part).index_select(0, back) for part in parts)
-        return H, state
+    def add_items(self, texts, place, config):
+        """See the base class; the domains behind move up."""
+        super().add_items(texts, place, config)
+        self.layers.move_items(place, len(texts))
 
 
 class HydraLayer(nn.Module):
@@ -406,19 +188,9 @@ class HydraLayer(nn.Module):
     """
 
     def __init__(
-        self,
-        d,
-        num_heads,
-        head_dim,
-        mamba,
-        rope_base,
-        y_norm,
-        history_path,
-        ffn_type,
-        ffn_size,
-        dropout,
-        eps,
-    ):
+        self, d, num_heads, head_dim, mamba, rope_base, y_norm, history_path, ffn_type, ffn_size,
+        dropout, eps,
+    ):  # fmt: skip
         super().__init__()
         self.heads = (num_heads, head_dim)
         self.mamba = MultiHeadMamba(num_heads, head_dim, **mamba)  # checks both sizes
@@ -473,21 +245,3 @@ class HydraLayer(nn.Module):
             position = position.index_select(0, keep // length)
         # Every kept position is a sequence of one, with its own offset.
         return self.rope(Z.unsqueeze(1), position + keep % length).squeeze(1)
-
-
-class FeedForward(nn.Module):
-    """Position-wise feed-forward network, without biases; see :class:`HydraLayer`."""
-
-    def __init__(self, d, ffn_type, ffn_size):
-        super().__init__()
-        one_of("ffn_type", ffn_type, ("gelu", "swiglu"))
-        positive_int("ffn_size", ffn_size)
-        self.w_1 = nn.Linear(d, ffn_size, bias=False)
-        self.w_3 = nn.Linear(d, ffn_size, bias=False) if ffn_type == "swiglu" else None
-        self.w_2 = nn.Linear(ffn_size, d, bias=False)
-
-    def forward(self, x):
-        """(batch, length, d) to the same."""
-        if self.w_3 is None:
-            return self.w_2(F.gelu(self.w_1(x)))
-        return self.w_2(F.silu(self.w_1(x)) * self.w_3(x))

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from recbole_hydra.checks import boolean, positive_int, probability
-from recbole_hydra.layers import Dropout, Mamba, kept
-from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender, per_layer
+from recbole_hydra.layers import Dropout, Mamba, kept, per_layer
+from recbole_hydra.model.items import Items
+from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
 
 
 class Mamba4Rec(StateSpaceRecommender):
@@ -39,6 +40,7 @@ class Mamba4Rec(StateSpaceRecommender):
         keep_mamba_init = boolean("keep_mamba_init", self.setting("keep_mamba_init"))
 
         self.item_embedding = nn.Embedding(self.n_items, hidden_size, padding_idx=0)
+        self.items = Items(self.n_items, self.item_embedding)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = Dropout(dropout)
         self.mamba_layers = nn.ModuleList(
@@ -67,7 +69,7 @@ class Mamba4Rec(StateSpaceRecommender):
         returns (states, state after the last item). With ``keep``, see
         :func:`recbole_hydra.layers.kept`, the states are those positions' only.
         """
-        H = self.LayerNorm(self.dropout(self.item_embedding(item_seq)))
+        H = self.LayerNorm(self.dropout(self.items.vectors(item_seq)))
         last = len(self.mamba_layers) - 1
         if state is None:
             for i, layer in enumerate(self.mamba_layers):

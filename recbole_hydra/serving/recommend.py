@@ -8,7 +8,7 @@ from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
 
 from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError
-from recbole_hydra.quick_start import load_model
+from recbole_hydra.serving.load import load_model
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 import os
 import time
 import uuid
-from collections import OrderedDict
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -14,18 +13,15 @@ from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
 
 from recbole_hydra import checkpoint, threads
-from recbole_hydra.checks import one_of, positive_number
-from recbole_hydra.data.domains import DomainLoaders
+from recbole_hydra.checks import one_of
 from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
-from recbole_hydra.metrics import candidates_between
-from recbole_hydra.window_loss import WindowLoss
+from recbole_hydra.training.evaluation import DomainEvaluation
+from recbole_hydra.training.optimizers import Optimizers
+from recbole_hydra.training.window_loss import WindowLoss
 
 BEST, LAST = ".best.pth", ".last.pth"
-
-#: Where ``learning_rate_decay`` ends, in parts of the learning rate.
-LEAST_RATE = 0.02
 
 #: What ``enable_amp`` computes in.
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,7 +63,7 @@ def run_name(config) -> str:
     return f"{config['model']}-{config['dataset']}-{started}-{uuid.uuid4().hex[:8]}"
 
 
-class ResumableTrainer:
+class ResumableTrainer(Optimizers, DomainEvaluation):
     """A mixin before one of RecBole's trainers: two checkpoints a run, and exact resumption.
 
     ``<run>.best.pth`` is written at each improvement, ``<run>.last.pth`` after every epoch, its
@@ -94,7 +90,6 @@ class ResumableTrainer:
         self._initial_numbers = _numbers(model)
         self.history = []
         self.on_epoch = None
-        self.domains = None  # those of the data that is evaluated
         self.data_state = {}
         self._saving = False
         self._resumed_state = None
@@ -124,51 +119,6 @@ class ResumableTrainer:
         self.data_state = {"vocabulary": vocabulary, "histories": histories}
 
     # -- RecBole's hooks ------------------------------------------------------------------------
-
-    def _build_optimizer(self, **kwargs):
-        """RecBole's optimizer; on every position, with torch's fused update where it has one.
-
-        After the scan and the loss, the update of the item table is what is left to speed up: fused
-        it takes a fifth of the time, of a million items a thirtieth. The numbers differ in the last
-        digits from those of torch's default.
-        """
-        optimizer = super()._build_optimizer(**kwargs)
-        self._slow_down_llm(optimizer)
-        fused = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-        if self.config["training_mode"] != "autoregressive" or type(optimizer) not in fused:
-            return optimizer
-        groups = [
-            {key: value for key, value in group.items() if key not in ("foreach", "fused")}
-            for group in optimizer.param_groups
-        ]
-        return type(optimizer)(groups, fused=True)
-
-    def _slow_down_llm(self, optimizer):
-        """Give what is trained of an item LLM a learning rate of its own, ``llm_learning_rate``."""
-        text = getattr(self.model, "item_text", None)
-        if text is None or not text.is_trained:
-            return
-        llm = {id(parameter) for parameter in text.llm.parameters()}
-        (group,) = optimizer.param_groups
-        ours = [p for p in group["params"] if id(p) in llm and p.requires_grad]
-        group["params"] = [p for p in group["params"] if id(p) not in llm]
-        if ours:
-            options = {key: value for key, value in group.items() if key != "params"}
-            positive_number("llm_learning_rate", self.config["llm_learning_rate"])
-            optimizer.add_param_group({**options, "params": ours})
-
-    def _set_learning_rates(self, epoch):
-        """Let the learning rates of an epoch, counted from 0, be what the settings say.
-
-        They fall linearly over the first ``learning_rate_decay`` epochs, to a fiftieth.
-        """
-        decay = self.config["learning_rate_decay"]
-        left = 1.0 if decay is None else max(1.0 - epoch / decay, LEAST_RATE)
-        for optimizer in self._optimizers().values():
-            groups = optimizer.param_groups
-            groups[0]["lr"] = left * self.config["learning_rate"]
-            for group in groups[1:]:  # what _slow_down_llm adds; RecBole has one group
-                group["lr"] = left * self.config["llm_learning_rate"]
 
     def fit(self, train_data, valid_data=None, verbose=True, saved=True, **kwargs):
         """Train as RecBole's ``fit``; a run that was resumed goes on where it was.
@@ -201,7 +151,7 @@ class ResumableTrainer:
         else:
             self._end_epoch()
         self._epoch, self._batch = epoch_idx, 0
-        self._set_learning_rates(epoch_idx)
+        self.set_learning_rates(epoch_idx)
         start = time.perf_counter()
         if isinstance(train_data, WindowLoader) and loss_func is None:
             loss_func = WindowLoss(
@@ -229,43 +179,6 @@ class ResumableTrainer:
         spent = (e["train_seconds"] + e.get("valid_seconds", 0.0) for e in self.history)
         self.history[-1]["seconds"] = sum(spent)
         return score, result
-
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
-        """RecBole's ``evaluate``; with several domains, of each, and their means.
-
-        Returns:
-            The metrics; with domains the means over domains under their names, and those of a
-            domain under ``"ndcg@10 amazon-office"``.
-        """
-        if not isinstance(eval_data, DomainLoaders):
-            self.domains = None
-            return super().evaluate(eval_data, load_best_model, model_file, show_progress)
-        self.domains, results = eval_data.domains, {}
-        ranges = dict(zip(self.domains.names, self.domains.ranges(), strict=True))
-        for name, loader in eval_data.by_name.items():
-            with candidates_between(self.eval_collector, *ranges[name]):
-                results[name] = super().evaluate(loader, load_best_model, model_file, show_progress)
-            load_best_model = False
-        places = self.config["metric_decimal_place"]
-        first = next(iter(results.values()))
-        mean = {
-            key: round(sum(result[key] for result in results.values()) / len(results), places)
-            for key in first
-        }
-        own = {f"{k} {name}": v for name, result in results.items() for k, v in result.items()}
-        return OrderedDict({**mean, **own})
-
-    def _full_sort_batch_eval(self, batched_data):
-        """RecBole's; with several domains, only items of the target's domain have a score."""
-        interaction, scores, rows, targets = super()._full_sort_batch_eval(batched_data)
-        if (domains := self.domains) is not None:
-            domain = domains.of(targets)
-            for index in domain.unique().tolist():
-                start, stop = domains.ranges()[index]
-                mine = rows[domain == index]
-                scores[mine, :start] = -torch.inf
-                scores[mine, stop:] = -torch.inf
-        return interaction, scores, rows, targets
 
     def _end_epoch(self):
         """Save and report the epoch before, which RecBole's loop is now through with."""
@@ -317,7 +230,7 @@ class ResumableTrainer:
             "best_valid_result": self.best_valid_result and dict(self.best_valid_result),
             "train_loss": self.train_loss_dict,
             "history": self.history,
-            "optimizers": {k: v.state_dict() for k, v in self._optimizers().items()},
+            "optimizers": {k: v.state_dict() for k, v in self.optimizers().items()},
             # Counters such as the annealing step of RecBole's autoencoders: plain attributes that
             # training has changed.
             "model_numbers": {
@@ -359,7 +272,7 @@ class ResumableTrainer:
         checkpoint.restore_model(self.model, state, path)
         for name, value in training["model_numbers"].items():
             setattr(self.model, name, value)
-        for name, optimizer in self._optimizers().items():
+        for name, optimizer in self.optimizers().items():
             if name in training["optimizers"]:
                 optimizer.load_state_dict(training["optimizers"][name])
             if self.config["weight_decay"] != state["config"].get("weight_decay"):
@@ -380,14 +293,6 @@ class ResumableTrainer:
         for generator, saved in zip(_generators(train_data), training["generators"], strict=True):
             generator.set_state(saved.cpu())
         checkpoint.set_random_state(training["random"])
-
-    def _optimizers(self) -> dict:
-        """The trainer's optimizers by attribute; RecVAE's trainer has one per half of the model,
-        and lets ``optimizer`` point to the one in use."""
-        found = {k: v for k, v in vars(self).items() if isinstance(v, torch.optim.Optimizer)}
-        if len(found) > 1:
-            found.pop("optimizer", None)
-        return found
 
 
 def _numbers(model) -> dict:

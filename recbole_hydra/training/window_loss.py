@@ -1,10 +1,10 @@
 """The loss of causal models on windows of histories, instead of ``calculate_loss`` on prefixes."""
 
 import torch
-import torch.nn.functional as F
 
 from recbole_hydra.data.windows import CONTINUES, EARLIER, HANDS_ON
-from recbole_hydra.model.causal import later_target_loss, loss_step, states_at, target_loss
+from recbole_hydra.model.causal import causal_model
+from recbole_hydra.settings.options.later_targets import items_after, later_target_loss
 
 
 class WindowLoss:
@@ -35,25 +35,19 @@ class WindowLoss:
         targets, negatives = targets.index_select(0, counted), None
         if model.loss_type == "BPR":
             negatives = batch[model.NEG_ITEM_ID].flatten(0, 1).index_select(0, counted)
-        with loss_step(model, item_seq, targets, negatives):
+        offered = causal_model(model)
+        with offered.step(item_seq, targets, negatives):
             if self.carry_state:
                 states = self._continued(batch, counted)
             else:
-                states = states_at(model, item_seq, counted)
+                states = offered.encode(item_seq, keep=counted)
             history = self._history(batch, counted)
-            loss = target_loss(model, states, targets, history, negatives)
+            loss = offered.target_loss(states, targets, history, negatives)
             if self.later_weights:
-                later = self._later(next_items).index_select(0, counted)
+                later = items_after(next_items, len(self.later_weights)).index_select(0, counted)
                 weights = states.new_tensor(self.later_weights)
-                loss = loss + later_target_loss(model, states, targets, later, weights)
+                loss = loss + later_target_loss(offered, states, targets, later, weights)
             return loss
-
-    def _later(self, next_items):
-        """The items two steps after each position of a window, three, ..., (positions, steps)."""
-        steps = range(1, 1 + len(self.later_weights))
-        length = next_items.shape[1]
-        ahead = [F.pad(next_items[:, step:], (0, min(step, length))) for step in steps]
-        return torch.stack(ahead, dim=2).flatten(0, 1)
 
     def _history(self, batch, counted):
         """The items up to each counted position, those of earlier windows included; see

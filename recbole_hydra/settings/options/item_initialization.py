@@ -1,4 +1,5 @@
-"""Vectors of items from which of them stand near each other in the training histories.
+"""``item_initialization: cooccurrence``: vectors of items from which of them stand near each other
+in the training histories; ``cooccurrence_std``, how large they are.
 
 They are a truncated singular value decomposition of the positive pointwise mutual information of
 items: what skip-gram with negative sampling, item2vec (Barkan and Koenigstein 2016, arXiv
@@ -18,6 +19,10 @@ import torch
 from tqdm import tqdm
 
 from recbole_hydra.data.targets import POSITION, TargetDataset
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.model.causal import KNOWN
+from recbole_hydra.settings.options.training_mode import is_known_as_causal
+from recbole_hydra.settings.rules import choice, number, optional
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,31 @@ RESTARTS, MOST_WORK = 10, 4e9
 #: The randomized decomposition: vectors beyond those that are asked for, times that the matrix and
 #: its transpose are applied to sharpen them, and the most entries of the matrix times vectors.
 MORE_VECTORS, POWER, MOST_OF_A_PASS = 16, 2, 1e9
+
+
+RULES = {
+    "item_initialization": choice(("normal", "cooccurrence")),
+    "cooccurrence_std": optional(number(above=0)),
+}
+
+
+def fit(config) -> None:
+    """Refuse co-occurrence where the run cannot use it; as a default it is dropped."""
+    final = config.final_config_dict
+    if final["item_initialization"] == "normal":
+        return
+    if not is_known_as_causal(config):
+        why = (
+            f"cooccurrence is for {KNOWN}, whose item embeddings are known, not for {config.model}"
+        )
+    elif "text" in str(final.get("item_encoder")):
+        why = "cooccurrence is for item_encoder id; with texts, items start from them"
+    else:
+        return
+    if config.external_config_dict.get("item_initialization") is not None:
+        raise ConfigError(f"item_initialization: {why}; use normal")
+    config.notes.append(f"item_initialization: normal; {why}")
+    final["item_initialization"] = "normal"
 
 
 def cooccurrence_counts(dataset, most=MOST_TARGETS):

@@ -1,18 +1,16 @@
 """Items that came after the training: recommendable by what their texts say."""
 
 import torch
-from torch import nn
 
 from recbole_hydra.data.item_text import new_item_sentence
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.layers import find_llm, frozen_states
 
 
 @torch.no_grad()
 def add_items(model, items: dict, domain=None) -> None:
     """Let a loaded model recommend items it was not trained on; nothing is trained.
 
-    Afterwards :func:`~recbole_hydra.recommend.recommend` knows them as it knows the others, in
+    Afterwards :func:`~recbole_hydra.recommend` knows them as it knows the others, in
     histories, too. With ``item_encoder: id+text`` such an item is its text alone, until the next
     training.
 
@@ -54,39 +52,8 @@ def add_items(model, items: dict, domain=None) -> None:
     if not texts:
         return
 
-    _add_to_model(model, config, texts, place)
+    model.add_items(texts, place, config)
     vocabulary.insert_items(tokens, texts, place)
     items_of_users = model.checkpoint["histories"].get("items")
     if items_of_users is not None:
         items_of_users[items_of_users >= place] += len(tokens)
-
-
-def _add_to_model(model, config, texts, place):
-    """Insert rows for ``texts`` before the item id ``place``."""
-    text, number = model.item_text, len(texts)
-    if text.llm is None:
-        where = find_llm(config["item_llm"]), texts, config["item_text_length"], config["device"]
-        states = frozen_states(*where, config["item_llm_cache"]).to(text.states.device)
-        text.states = torch.cat([text.states[:place], states, text.states[place:]])
-    else:
-        behind, text.llm.tokens = text.llm.tokens[place:], text.llm.tokens[:place]
-        text.llm.tokenise(texts)
-        text.llm.tokens += behind
-        text.states = None
-    if model.item_embedding is not None:
-        rows = _with_zeros(model.item_embedding.weight, place, number)
-        model.item_embedding = nn.Embedding.from_pretrained(rows, freeze=False, padding_idx=0)
-    bias = model.repeat_bias
-    if bias is not None and bias.item_weight is not None:
-        bias.item_weight = nn.Parameter(_with_zeros(bias.item_weight, place, number))
-    if model.domain_start is not None:
-        model.domain_start[model.domain_start >= place] += number
-    model.target_groups = None  # it has no training targets any more
-    model.n_items += number
-    model.eval()  # forgets the table
-
-
-def _with_zeros(table, place, number):
-    """``table``, one row per item, with ``number`` rows of zeros before the row ``place``."""
-    zeros = table.new_zeros(number, *table.shape[1:])
-    return torch.cat([table[:place], zeros, table[place:]])

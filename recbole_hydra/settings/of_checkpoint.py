@@ -1,0 +1,45 @@
+"""The Config of a checkpoint."""
+
+from recbole_hydra.errors import CheckpointError
+from recbole_hydra.model import MODELS, recbole_model_names
+from recbole_hydra.settings.config import Config
+
+
+def config_of(
+    state, path, model=None, dataset=None, config_file_list=None, config_dict=None, argv=()
+):
+    """Make the Config of a checkpoint again, the user's layers over its settings.
+
+    Args:
+        state: what :func:`.checkpoint.load_checkpoint` read from the file ``path``.
+        model, dataset, config_file_list, config_dict, argv: as for
+            :class:`~recbole_hydra.settings.config.Config`.
+
+    Raises:
+        CheckpointError: it is of another model, or dataset.
+        ConfigError: as of Config.
+    """
+    for key, given in (("model", model), ("dataset", dataset)):
+        name = given if given is None or isinstance(given, str) else given.__name__
+        if name not in (None, state[key]):
+            raise CheckpointError(f"{path}: its {key} is {state[key]}, not {name}")
+    if model is None and state["model"] not in (*MODELS, *recbole_model_names()):
+        raise CheckpointError(
+            f"{path}: its model, {state['model']}, is a class of your own; pass it as model="
+            f"{state['model']}, for recommend to load_model"
+        )
+    # Checkpoints without the setting are from when every run had RecBole's order.
+    settings = {"time_order": "recbole", **state["config"]}
+    config = Config(
+        model or state["model"], state["dataset"], config_file_list, config_dict, argv, settings
+    )
+    if "time_order" not in state["config"] and config["time_order"] == "recbole":
+        config.notes.append(
+            f"time_order: recbole, the order that {path} was trained with: times rounded to float32"
+        )
+    config.notes += [
+        f"{key} is {value!r}, not {settings.get(key)!r} as in {path}"
+        for key, value in config.external_config_dict.items()
+        if settings.get(key) != value
+    ]
+    return config

@@ -1,0 +1,1 @@
+"""One run: its data and model made, trained, and tested."""
