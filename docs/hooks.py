@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[1]
 
 #: A line such as ``num_layers: 1  # (int) Number of layers.``
@@ -40,6 +38,8 @@ def settings_page() -> str:
 
 def on_files(files, config):
     """Add the generated page and the reports."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, "reference/settings.md", content=settings_page()))
     for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
         if path.suffix in (".md", ".png"):
