@@ -69,8 +69,9 @@ def prepare(config) -> None:
         if source is None:
             known = [column for columns in types.values() for column in columns]
             files = ", ".join(f"{config['dataset']}.{source}" for source in types)
+            have = "has" if len(types) == 1 else "have"
             raise ConfigError(
-                f"val_interval: there is no column {field!r} in {files}, which have "
+                f"val_interval: there is no column {field!r} in {files}, which {have} "
                 f"{', '.join(dict.fromkeys(known))}{did_you_mean(field, known)}"
             )
         if value is None:
