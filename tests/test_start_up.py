@@ -29,8 +29,9 @@ NAMES = sorted(MODELS) + [
 
 def printed(code, *arguments):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True
-    )
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 

@@ -25,8 +25,8 @@ def config_of(
             raise CheckpointError(f"{path}: its {key} is {state[key]}, not {name}")
     if model is None and state["model"] not in (*MODELS, *recbole_model_names()):
         raise CheckpointError(
-            f"{path}: its model, {state['model']}, is a class of your own; pass it as model="
-            f"{state['model']}, for recommend to load_model"
+            f"{path}: there is no model {state['model']!r}, so it is a class of your own; pass it "
+            f"as model={state['model']}, for recommend to load_model"
         )
     # Checkpoints without the setting are from when every run had RecBole's order.
     settings = {"time_order": "recbole", **state["config"]}
