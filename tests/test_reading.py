@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import small
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from recbole_hydra import Config
@@ -278,6 +278,8 @@ def test_a_file_that_changes_is_looked_at_again(write):
     width=st.integers(2, 4),
     encoding=st.sampled_from(["utf-8", "utf-16", "gb18030", "utf-8-sig"]),
 )  # fmt: skip
+@example(fields=[["\x85"], ["", ""]], width=2, encoding="utf-8")
+@example(fields=[["\xa0"], [" "], ["a", "b"]], width=2, encoding="utf-8")
 def test_any_text_is_read_or_its_line_is_named(tmp_path_factory, fields, width, encoding):
     """Every line has the fields of the first, and is read as it stands, or is named."""
     path = tmp_path_factory.mktemp("text") / "x.item"
@@ -286,7 +288,7 @@ def test_any_text_is_read_or_its_line_is_named(tmp_path_factory, fields, width, 
     path.write_bytes("\n".join([header, *lines, ""]).encode(encoding))
     config = {"dataset": "x", "encoding": encoding, "field_separator": "\t"}
     # What has no separator and no other sign is a blank line, which is passed over.
-    kept = [(n, row) for n, row in enumerate(fields, 2) if len(row) > 1 or row[0].strip()]
+    kept = [(n, row) for n, row in enumerate(fields, 2) if len(row) > 1 or row[0].strip(" ")]
     wrong = [n for n, row in kept if len(row) != width]
     if wrong:
         with pytest.raises(DatasetError, match=f"x.item, line {wrong[0]}: it has"):

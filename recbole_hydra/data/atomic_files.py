@@ -187,7 +187,8 @@ def _line_of(config, path, row) -> str:
 
 
 def _is_blank(line, separator) -> bool:
-    return not line.strip() and separator not in line
+    # Of spaces alone, as pandas has it: other white space, such as U+0085, is a sign.
+    return not line.strip(" \t\r\n") and separator not in line
 
 
 def _opened(config, path) -> tuple:
