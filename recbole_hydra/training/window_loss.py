@@ -20,6 +20,7 @@ class WindowLoss:
 
     def __init__(self, model, carry_state=False, later_weights=()):
         self.model, self.carry_state, self.later_weights = model, carry_state, later_weights
+        self.offered = causal_model(model)
         self.carried = {}  # what the last window of a user left, by user id
 
     def __call__(self, batch):
@@ -35,18 +36,17 @@ class WindowLoss:
         targets, negatives = targets.index_select(0, counted), None
         if model.loss_type == "BPR":
             negatives = batch[model.NEG_ITEM_ID].flatten(0, 1).index_select(0, counted)
-        offered = causal_model(model)
-        with offered.step(item_seq, targets, negatives):
+        with self.offered.step(item_seq, targets, negatives):
             if self.carry_state:
                 states = self._continued(batch, counted)
             else:
-                states = offered.encode(item_seq, keep=counted)
+                states = self.offered.encode(item_seq, keep=counted)
             history = self._history(batch, counted)
-            loss = offered.target_loss(states, targets, history, negatives)
+            loss = self.offered.target_loss(states, targets, history, negatives)
             if self.later_weights:
                 later = items_after(next_items, len(self.later_weights)).index_select(0, counted)
                 weights = states.new_tensor(self.later_weights)
-                loss = loss + later_target_loss(offered, states, targets, later, weights)
+                loss = loss + later_target_loss(self.offered, states, targets, later, weights)
             return loss
 
     def _history(self, batch, counted):
