@@ -37,10 +37,9 @@ def settings_page() -> str:
 
 
 def on_files(files, config):
-    """Add the generated page and the reports."""
+    """Add the reports of the benchmarks."""
     from mkdocs.structure.files import File
 
-    files.append(File.generated(config, "reference/settings.md", content=settings_page()))
     for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
         if path.suffix in (".md", ".png"):
             name = path.relative_to(ROOT / "benchmarks").as_posix()
@@ -48,3 +47,10 @@ def on_files(files, config):
                 File(name, ROOT / "benchmarks", config.site_dir, config.use_directory_urls)
             )
     return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Write the settings into their page; a link that is right in a checkout is right here, too."""
+    if page.file.src_uri == "reference/settings.md":
+        return settings_page()
+    return markdown.replace("](../benchmarks/results/", "](results/")

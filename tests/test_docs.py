@@ -139,3 +139,18 @@ def test_every_setting_has_a_line_of_reference():
         for line in (ROOT / "properties" / name).read_text(encoding="utf-8").splitlines():
             key = re.match(r"^([\w-]+)\s*:", line)
             assert key is None or f"| `{key[1]}` |" in text, line
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        p.relative_to(ROOT).as_posix() for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    ),
+)
+def test_links_lead_somewhere_in_a_checkout(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(
+        r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.S)
+    ):
+        if not target.startswith(("http:", "https:", "mailto:")):
+            assert ((ROOT / page).parent / target).exists(), target
