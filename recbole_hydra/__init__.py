@@ -6,8 +6,9 @@ wait. The names below are imported when they are used (PEP 562): RecBole and tor
 """
 
 import importlib
+import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from recbole_hydra import threads
 
@@ -62,7 +63,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
@@ -70,28 +71,29 @@ def __getattr__(name):
     return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
 # -- what RecBole reads checkpoints and loaders with, for ours -----------------------------------
 
 
-def _load_data_and_model(model_file):
+def _load_data_and_model(model_file: str | os.PathLike[str]) -> tuple:
     """RecBole's function of that name, reading our files; its own calls are by this keyword."""
     return __getattr__("load_data_and_model")(model_file)
 
 
-def _mend_case_study(module):
+def _mend_case_study(module: Any) -> None:
     from recbole_hydra.data.case_study import full_sort_scores, full_sort_topk
 
     module.full_sort_scores, module.full_sort_topk = full_sort_scores, full_sort_topk
 
 
-def _mend_quick_start(module):
+def _mend_quick_start(module: Any) -> None:
     module.load_data_and_model = _load_data_and_model
     if "recbole.quick_start" in sys.modules:  # it takes the name from the module
-        sys.modules["recbole.quick_start"].load_data_and_model = _load_data_and_model
+        package: Any = sys.modules["recbole.quick_start"]
+        package.load_data_and_model = _load_data_and_model
 
 
 after_import("recbole.utils.case_study", _mend_case_study)

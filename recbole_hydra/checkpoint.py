@@ -5,6 +5,8 @@ A file is one dict of tensors, numbers, strings, None, lists and dicts, which
 refuses to load, rightly: unpickling a file runs whatever its author put there.
 """
 
+from __future__ import annotations
+
 import io
 import math
 import os
@@ -14,13 +16,20 @@ import random
 import tempfile
 import uuid
 import zipfile
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
 from recbole_hydra.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
 
 #: First entry of every file; the version rises when a reader of older files would misread it.
 FORMAT = "recbole_hydra checkpoint"
@@ -37,7 +46,7 @@ DERIVED_KEYS = {
 # -- files ---------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path, state: dict) -> None:
+def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write ``state`` to ``path``: first beside it under another name, then renamed over it.
 
     A process that is killed meanwhile leaves the old file, or none, never half a file.
@@ -69,7 +78,9 @@ def save_checkpoint(path, state: dict) -> None:
         ) from error
 
 
-def load_checkpoint(path, map_location="cpu") -> dict:
+def load_checkpoint(
+    path: str | os.PathLike[str], map_location: str | torch.device = "cpu"
+) -> dict[str, Any]:
     """Read a file written by :func:`save_checkpoint`; nothing in it is executed.
 
     Args:
@@ -105,7 +116,7 @@ def load_checkpoint(path, map_location="cpu") -> dict:
     return state
 
 
-def check_writable(folder) -> None:
+def check_writable(folder: str | os.PathLike[str]) -> None:
     """Make ``folder`` and write a file in it, so that a run fails before it trains, not after.
 
     Raises:
@@ -122,11 +133,11 @@ def check_writable(folder) -> None:
         ) from error
 
 
-def _one_line(error) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _explain_pickle(path) -> str:
+def _explain_pickle(path: Path) -> str:
     """Say what a file that torch refused to unpickle holds, by reading its pickle's opcodes."""
     names = _pickled_names(path)
     if any(name.startswith("recbole.config") for name in names):
@@ -145,7 +156,7 @@ def _explain_pickle(path) -> str:
     return "truncated or corrupt, or not a checkpoint of recbole_hydra"
 
 
-def _pickled_names(path) -> set[str]:
+def _pickled_names(path: Path) -> set[str]:
     """The importable names that a pickle refers to, without unpickling it."""
     try:
         if zipfile.is_zipfile(path):
@@ -153,15 +164,17 @@ def _pickled_names(path) -> set[str]:
                 inner = next(n for n in archive.namelist() if n.endswith("data.pkl"))
                 data = archive.read(inner)
         else:
-            data = Path(path).read_bytes()
+            data = path.read_bytes()
     except (OSError, StopIteration, zipfile.BadZipFile):
         return set()
-    names, strings, stream = set(), [], io.BytesIO(data)
+    names: set[str] = set()
+    strings: list[str] = []
+    stream = io.BytesIO(data)
     while stream.tell() < len(data):  # torch's older format is several pickles, then raw tensors
         try:
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "GLOBAL":
-                    names.add(argument.replace(" ", "."))
+                    names.add(str(argument).replace(" ", "."))
                 elif opcode.name == "STACK_GLOBAL":
                     names.add(".".join(strings[-2:]))
                 elif isinstance(argument, str):
@@ -174,7 +187,7 @@ def _pickled_names(path) -> set[str]:
 # -- plain data ----------------------------------------------------------------------------------
 
 
-def to_plain(value, where: str):
+def to_plain(value: Any, where: str) -> Any:
     """Return ``value`` as plain data: tensors, numbers, strings, None, and lists and dicts of them.
 
     Args:
@@ -199,13 +212,13 @@ def to_plain(value, where: str):
         }
     if isinstance(value, (list, tuple)):
         return [to_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+    name = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
     raise CheckpointError(
-        f"{where} is a {kind}; a checkpoint holds tensors, numbers, strings, lists and dicts only"
+        f"{where} is a {name}; a checkpoint holds tensors, numbers, strings, lists and dicts only"
     )
 
 
-def plain_settings(config) -> dict:
+def plain_settings(config: Config) -> dict[str, Any]:
     """The settings of a Config, ours or RecBole's, from which the same Config can be made again."""
     settings = {k: v for k, v in config.final_config_dict.items() if k not in DERIVED_KEYS}
     # RecBole appends the dataset's name to data_path, and spells "no sampling" as a dict.
@@ -215,7 +228,7 @@ def plain_settings(config) -> dict:
     return to_plain(settings, "config")
 
 
-def vocabulary(dataset) -> dict:
+def vocabulary(dataset: Dataset) -> dict[str, list[Any]]:
     """The raw ids of users and items of a RecBole dataset by internal id, row 0 the padding; and,
     where the dataset has them, the texts of the items and where each domain's items begin."""
     fields = {"user": dataset.uid_field, "item": dataset.iid_field}
@@ -231,7 +244,7 @@ def vocabulary(dataset) -> dict:
     return names
 
 
-def other_parameters(model) -> dict:
+def other_parameters(model: AbstractRecommender) -> dict[str, Any]:
     """What a RecBole model keeps outside its state_dict (``other_parameter_name``), as plain data.
 
     Modules among it are left out: the state_dict has them. Matrices of numpy and SciPy become
@@ -250,7 +263,7 @@ def other_parameters(model) -> dict:
         ) from None
 
 
-def unregistered_weights(model) -> dict:
+def unregistered_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Tensors that require a gradient and are no parameters, so that no state_dict has them, by
     the name of their attribute: RecBole's FwFM draws its weights so."""
     return {
@@ -265,7 +278,7 @@ def unregistered_weights(model) -> dict:
 _KIND = "recbole_hydra kind"
 
 
-def _encoded(value):
+def _encoded(value: Any) -> Any:
     """``value`` with arrays and matrices of numpy and SciPy, at any depth, as dicts of tensors."""
     import scipy.sparse
 
@@ -289,7 +302,7 @@ def _encoded(value):
     return value
 
 
-def _decoded(value, device):
+def _decoded(value: Any, device: torch.device) -> Any:
     """Undo :func:`_encoded`; tensors go to ``device``."""
     import scipy.sparse
 
@@ -311,7 +324,7 @@ def _decoded(value, device):
     return compressed.asformat(layout)
 
 
-def model_state(config, model, epoch: int) -> dict:
+def model_state(config: Config, model: AbstractRecommender, epoch: int) -> dict[str, Any]:
     """What it takes to make ``model`` again: its names, settings, weights, and the epoch."""
     return {
         "model": config["model"],
@@ -325,7 +338,9 @@ def model_state(config, model, epoch: int) -> dict:
     }
 
 
-def restore_model(model, state: dict, path) -> None:
+def restore_model(
+    model: AbstractRecommender, state: Mapping[str, Any], path: str | os.PathLike[str]
+) -> None:
     """Load the weights of a checkpoint into ``model``.
 
     Raises:
@@ -347,9 +362,10 @@ def restore_model(model, state: dict, path) -> None:
 # -- random generators ---------------------------------------------------------------------------
 
 
-def random_state() -> dict:
+def random_state() -> dict[str, Any]:
     """The states of Python's, numpy's and torch's global random generators, as plain data."""
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    of_numpy = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
+    _, keys, position, has_gauss, cached = of_numpy
     version, numbers, gauss = random.getstate()
     return {
         "python": [version, list(numbers), gauss],
@@ -359,7 +375,7 @@ def random_state() -> dict:
     }
 
 
-def set_random_state(state: dict) -> None:
+def set_random_state(state: Mapping[str, Any]) -> None:
     """Put the generators back to a state from :func:`random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
@@ -371,6 +387,6 @@ def set_random_state(state: dict) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-def is_finite(model) -> bool:
+def is_finite(model: torch.nn.Module) -> bool:
     """Whether every parameter of ``model`` is finite."""
     return all(math.isfinite(float(p.detach().sum())) for p in model.parameters())

@@ -7,11 +7,12 @@ Each returns the value it was given, or raises
 import codecs
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from recbole_hydra.errors import ConfigError
 
 
-def positive_int(name: str, value) -> int:
+def positive_int(name: str, value: Any) -> int:
     """Return ``value`` if it is an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a positive integer, got {value!r}")
@@ -25,7 +26,7 @@ ENCODINGS = (
 )  # fmt: skip
 
 
-def text_encoding(name: str, value) -> str:
+def text_encoding(name: str, value: Any) -> str:
     """Return ``value`` if Python knows a text encoding of that name."""
     try:
         codecs.lookup(value)
@@ -37,42 +38,42 @@ def text_encoding(name: str, value) -> str:
     return value
 
 
-def separator(name: str, value) -> str:
+def separator(name: str, value: Any) -> str:
     """Return ``value`` if it can stand between the fields of a line: a text that is not empty."""
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{name} must be the text between columns, such as ',', got {value!r}")
     return value
 
 
-def probability(name: str, value) -> float:
+def probability(name: str, value: Any) -> float:
     """Return ``value`` if it is a dropout probability, a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}")
     return float(value)
 
 
-def fraction(name: str, value) -> float:
+def fraction(name: str, value: Any) -> float:
     """Return ``value`` if it is a number in [0, 1]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ConfigError(f"{name} must be a number in [0, 1], got {value!r}")
     return float(value)
 
 
-def positive_number(name: str, value) -> float:
+def positive_number(name: str, value: Any) -> float:
     """Return ``value`` if it is a number > 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise ConfigError(f"{name} must be a positive number, got {value!r}")
     return float(value)
 
 
-def boolean(name: str, value) -> bool:
+def boolean(name: str, value: Any) -> bool:
     """Return ``value`` if it is True or False."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, got {value!r}")
     return value
 
 
-def one_of(name: str, value, choices: Iterable[str]) -> str:
+def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """Return ``value`` if it is one of ``choices``."""
     choices = list(choices)
     if value not in choices:

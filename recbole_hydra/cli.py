@@ -1,9 +1,18 @@
 """The command line: ``recbole-hydra``, also ``python run_recbole_hydra.py``."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recbole_hydra.errors import RecBoleHydraError
+
+if TYPE_CHECKING:
+    from recbole_hydra.compare import Comparison
+    from recbole_hydra.tune import Sweep
 
 USAGE = """\
 usage: recbole-hydra --model=NAME --dataset=NAME [--key=value ...]
@@ -66,7 +75,7 @@ Search the hyperparameters of a model with Ray Tune, on validation; test the bes
 """
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
@@ -80,7 +89,8 @@ def main(argv=None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
-    command, hint = train, "--resume=FILE.last.pth continues"
+    command: Callable[[list[str]], Any] = train
+    hint = "--resume=FILE.last.pth continues"
     if argv[0] in ("compare", "tune"):
         usage = {"compare": COMPARE_USAGE, "tune": TUNE_USAGE}[argv[0]]
         command = {"compare": compare, "tune": tune}[argv[0]]
@@ -100,7 +110,7 @@ def main(argv=None) -> int:
     return 1 if command is compare and not any(map(done.finished, done.datasets)) else 0
 
 
-def train(argv: list[str]) -> dict:
+def train(argv: list[str]) -> dict[str, Any]:
     """Run the job of the plain command: one model on one dataset; returns its result."""
     from recbole_hydra.errors import ConfigError
     from recbole_hydra.settings.spelling import parse_arguments, parse_paths, parse_value
@@ -111,7 +121,8 @@ def train(argv: list[str]) -> dict:
     processes = {key: arguments.pop(key, "1") for key in ("nproc", "world_size")}
     if any(number not in ("1", "-1") for number in processes.values()):
         raise ConfigError("nproc, world_size: runs of several processes are not supported")
-    _refuse_unknown_keys(arguments)
+    if "model" in arguments and "dataset" in arguments:
+        _refuse_unknown_keys("run", arguments, [arguments["model"]], [arguments["dataset"]])
 
     from recbole_hydra.quick_start import run_recbole_hydra
 
@@ -125,28 +136,31 @@ def train(argv: list[str]) -> dict:
     )
 
 
-def _refuse_unknown_keys(arguments: dict) -> None:
+def _refuse_unknown_keys(
+    job: str, arguments: Mapping[str, str], models: Sequence[str], datasets: Sequence[str]
+) -> None:
     """Tell of a mistyped key before anything heavy is imported: what Config would say.
 
     What has to be known first, such as another file's settings, is left to Config.
     """
     from recbole_hydra.errors import ConfigError
-    from recbole_hydra.settings.known_keys import read_keys
+    from recbole_hydra.settings.known_keys import OPTIONS, read_keys
 
-    names = arguments.get("model"), arguments.get("dataset")
-    if None in names or arguments.keys() & {"config_files", "resume"}:
+    if arguments.keys() & {"config_files", "model_config", "resume"}:
         return
-    read = read_keys(*names, options=("resume", "saved"))
-    for key in arguments if read is not None else ():
-        problem = None if key == "saved" else read.problem(key)
-        if problem is not None and problem.startswith(("unknown", "computed")):
-            raise ConfigError(f"command line: {problem}")
+    options = OPTIONS[job]
+    for dataset, model in product(datasets, models):
+        read = read_keys(model, dataset, options)
+        if read is None:
+            return
+        for key in (key for key in arguments if key not in options):
+            problem = read.problem(key)
+            if problem is not None and problem.startswith(("unknown", "computed")):
+                raise ConfigError(f"command line: {problem}")
 
 
-def compare(argv: list[str]):
+def compare(argv: list[str]) -> Comparison:
     """Run the job ``compare``, and print its tables; returns the Comparison."""
-    from recbole_hydra.compare import compare as run_comparison
-    from recbole_hydra.compare.report import markdown_table, quality_table
     from recbole_hydra.errors import ComparisonError
     from recbole_hydra.settings.spelling import (
         home,
@@ -160,12 +174,20 @@ def compare(argv: list[str]):
     for key in ("models", "dataset", "output_dir"):
         if key not in arguments and not (key == "dataset" and "domains" in arguments):
             raise ComparisonError(f"compare: --{key} is missing; see recbole-hydra compare --help")
+    models, datasets = (
+        [str(name) for name in parse_list(arguments.pop(key, ""))] for key in ("models", "dataset")
+    )
+    _refuse_unknown_keys("compare", arguments, models, datasets)
+
+    from recbole_hydra.compare import compare as run_comparison
+    from recbole_hydra.compare.report import markdown_table, quality_table
+
     switches = {
         key: parse_value(arguments.pop(key))
         for key in ("resume", "popularity", "latex", "show_progress")
         if key in arguments
     }
-    model_config = {}
+    model_config: dict[str, list[str]] = {}
     for pair in filter(None, arguments.pop("model_config", "").split(",")):
         model, colon, file = pair.partition(":")
         if not colon or not file:
@@ -173,8 +195,8 @@ def compare(argv: list[str]):
         model_config.setdefault(model, []).append(file)
     output_dir = home(arguments.pop("output_dir"))
     comparison = run_comparison(
-        [str(name) for name in parse_list(arguments.pop("models"))],
-        [str(name) for name in parse_list(arguments.pop("dataset", ""))],
+        models,
+        datasets,
         parse_list(arguments.pop("seeds", "2020")),
         output_dir,
         config_file_list=parse_paths(arguments.pop("config_files", "")),
@@ -196,21 +218,27 @@ def compare(argv: list[str]):
     return comparison
 
 
-def tune(argv: list[str]):
+def tune(argv: list[str]) -> Sweep:
     """Run the job ``tune``, and print its best trials; returns the Sweep."""
-    import inspect
-
-    from tabulate import tabulate
-
     from recbole_hydra.errors import TuneError
     from recbole_hydra.settings.spelling import parse_arguments, parse_paths, parse_value
-    from recbole_hydra.tune import tune as run_sweep
 
     arguments = parse_arguments(argv)
     for key in ("model", "dataset", "output_dir"):
         if key not in arguments and not (key == "dataset" and "domains" in arguments):
             raise TuneError(f"tune: --{key} is missing; see recbole-hydra tune --help")
-    names = {key: arguments.pop(key, None) for key in ("model", "dataset", "output_dir")}
+    if "dataset" in arguments:
+        _refuse_unknown_keys("tune", arguments, [arguments["model"]], [arguments["dataset"]])
+
+    import inspect
+
+    from tabulate import tabulate
+
+    from recbole_hydra.tune import tune as run_sweep
+
+    names: dict[str, Any] = {
+        key: arguments.pop(key, None) for key in ("model", "dataset", "output_dir")
+    }
     names.update({key: arguments.pop(key) for key in ("space", "ray_address") if key in arguments})
     settings = {
         key: parse_value(arguments.pop(key))
@@ -229,6 +257,7 @@ def tune(argv: list[str]):
         if "error" in trial:
             print(f"trial {trial['number']} failed: {trial['error']}")
     best = sweep.best
+    assert best is not None and sweep.test_result is not None  # else it is a TuneError
     print(f"\nbest: trial {best['number']}, epoch {best['best_epoch']}")
     rows = [[name, best["valid_result"].get(name), x] for name, x in sweep.test_result.items()]
     print(tabulate(rows, headers=["metric", "valid", "test"], floatfmt=".4f", tablefmt="simple"))

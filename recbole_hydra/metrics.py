@@ -18,11 +18,24 @@ definitions say, over the items that are candidates:
 Delete when RecBole computes them so.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataloader import AbstractDataLoader
+    from recbole.data.dataset import Dataset
+    from recbole.data.interaction import Interaction
+    from recbole.evaluator import Collector, Evaluator
+    from recbole.evaluator.base_metric import AbstractMetric
+    from recbole.evaluator.collector import DataStruct
 
 #: A list of recommendations holds this where there was no candidate left.
 NOTHING = 0
@@ -40,7 +53,7 @@ _REMEMBERED = "training_item_counts"
 # -- definitions ---------------------------------------------------------------------------------
 
 
-def item_coverage(lists, counts) -> float:
+def item_coverage(lists: np.ndarray, counts: np.ndarray) -> float:
     """The share of the candidates that stand in a list.
 
     Args (of all functions here):
@@ -51,14 +64,14 @@ def item_coverage(lists, counts) -> float:
     return len(np.unique(lists[lists != NOTHING])) / (counts >= 0).sum()
 
 
-def shannon_entropy(lists, counts) -> float:
+def shannon_entropy(lists: np.ndarray, counts: np.ndarray) -> float:
     """-sum p log p of how the recommendations are shared out among items, in nats."""
     _, times = np.unique(lists[lists != NOTHING], return_counts=True)
     share = times / times.sum()
     return float(-(share * np.log(share)).sum())
 
 
-def gini_index(lists, counts) -> float:
+def gini_index(lists: np.ndarray, counts: np.ndarray) -> float:
     """The Gini index of how often each candidate is recommended, 0 .. 1 - 1 / candidates."""
     times = np.bincount(lists[lists != NOTHING], minlength=len(counts))
     times = np.sort(times[counts >= 0])
@@ -66,12 +79,14 @@ def gini_index(lists, counts) -> float:
     return float(((2 * np.arange(1, n + 1) - n - 1) * times).sum() / (n * max(times.sum(), 1)))
 
 
-def average_popularity(lists, counts) -> np.ndarray:
+def average_popularity(lists: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The mean number of training interactions of the items in each list, (users,)."""
     return _mean_of_list(lists, counts)
 
 
-def tail_percentage(lists, counts, tail_ratio=None) -> np.ndarray:
+def tail_percentage(
+    lists: np.ndarray, counts: np.ndarray, tail_ratio: float | None = None
+) -> np.ndarray:
     """The share of each list that is long-tail items, (users,)."""
     candidates = np.flatnonzero(counts >= 0)
     ratio = 0.1 if tail_ratio is None or tail_ratio <= 0 else tail_ratio
@@ -85,7 +100,7 @@ def tail_percentage(lists, counts, tail_ratio=None) -> np.ndarray:
     return _mean_of_list(lists, in_tail)
 
 
-def _mean_of_list(lists, value):
+def _mean_of_list(lists: np.ndarray, value: np.ndarray) -> np.ndarray:
     """The mean of a value by item over each list; 0 of an empty one."""
     given = lists != NOTHING
     total = np.where(given, value[lists], 0).sum(1)
@@ -93,24 +108,30 @@ def _mean_of_list(lists, value):
 
 
 #: Metrics of all lists together, by RecBole's names.
-OF_ALL_LISTS = {
+OF_ALL_LISTS: dict[str, Callable[..., float]] = {
     "itemcoverage": item_coverage,
     "shannonentropy": shannon_entropy,
     "giniindex": gini_index,
 }
 
 #: Metrics of each user's list, whose mean over users is reported.
-OF_EACH_LIST = {"averagepopularity": average_popularity, "tailpercentage": tail_percentage}
+OF_EACH_LIST: dict[str, Callable[..., np.ndarray]] = {
+    "averagepopularity": average_popularity,
+    "tailpercentage": tail_percentage,
+}
 
 
-def list_metric(name: str, lists, counts, tail_ratio=None):
+def list_metric(
+    name: str, lists: np.ndarray, counts: np.ndarray, tail_ratio: float | None = None
+) -> float | np.ndarray:
     """A metric such as ``"giniindex@10"``: a number, or, of :data:`OF_EACH_LIST`, (users,)."""
     kind, _, k = name.partition("@")
     options = {"tail_ratio": tail_ratio} if kind == "tailpercentage" else {}
-    return {**OF_ALL_LISTS, **OF_EACH_LIST}[kind](lists[:, : int(k)], counts, **options)
+    metrics: dict[str, Callable[..., Any]] = {**OF_ALL_LISTS, **OF_EACH_LIST}
+    return metrics[kind](lists[:, : int(k)], counts, **options)
 
 
-def metric_names(metrics, topk) -> list[str]:
+def metric_names(metrics: Sequence[str], topk: Sequence[int]) -> list[str]:
     """What RecBole calls the values of ``metrics``: ``["NDCG@10", "GAUC"]``; GAUC has no cut-off,
     nor have the metrics of values."""
     from recbole.evaluator import metric_types
@@ -132,7 +153,7 @@ def smaller_is_better(name: str) -> bool:
     return name.partition("@")[0].lower() in smaller_metrics
 
 
-def top_lists(scores, k: int):
+def top_lists(scores: torch.Tensor, k: int) -> torch.Tensor:
     """The k best items of each row of ``scores``, (rows, items) to (rows, k); :data:`NOTHING` where
     the score is -inf, which RecBole gives to the padding and to what is no candidate."""
     best = torch.topk(scores, k, dim=-1)
@@ -142,7 +163,12 @@ def top_lists(scores, k: int):
 # -- training interactions -----------------------------------------------------------------------
 
 
-def remember_training_counts(splits, everything, user=None, time=None) -> None:
+def remember_training_counts(
+    splits: Iterable[Dataset],
+    everything: np.ndarray,
+    user: np.ndarray | None = None,
+    time: np.ndarray | None = None,
+) -> None:
     """Let the train split know how often each item occurs in training.
 
     RecBole's sequential rows are (history, target): every user's first interaction is in no row as
@@ -160,6 +186,7 @@ def remember_training_counts(splits, everything, user=None, time=None) -> None:
     for split in held_out:
         counts -= np.bincount(split.inter_feat[split.iid_field].numpy(), minlength=train.item_num)
     if time is not None and len(train) > 0:
+        assert user is not None
         order = np.lexsort((time, user))
         first = order[np.r_[True, np.diff(user[order]) != 0]]
         trained = np.isin(user[first], train.inter_feat[train.uid_field].numpy())
@@ -169,7 +196,7 @@ def remember_training_counts(splits, everything, user=None, time=None) -> None:
     setattr(train, _REMEMBERED, counts)
 
 
-def training_counts(dataset) -> np.ndarray:
+def training_counts(dataset: Dataset) -> np.ndarray:
     """How often each item occurs in the training interactions of a train split, (item ids,).
 
     Without :func:`remember_training_counts`, as of ready-made rows, these are the targets of the
@@ -192,7 +219,7 @@ def training_counts(dataset) -> np.ndarray:
     return counts + np.bincount(items, minlength=dataset.item_num)
 
 
-def candidate_counts(dataset) -> np.ndarray:
+def candidate_counts(dataset: Dataset) -> np.ndarray:
     """:func:`training_counts`, with -1 for the padding, which is never recommended."""
     counts = training_counts(dataset).astype(np.int64)
     counts[0] = -1
@@ -200,7 +227,7 @@ def candidate_counts(dataset) -> np.ndarray:
 
 
 @contextmanager
-def candidates_between(collector, start: int, stop: int):
+def candidates_between(collector: Collector, start: int, stop: int) -> Iterator[None]:
     """Let only the items ``start`` .. ``stop - 1`` be candidates, as those of a domain are."""
     everything = collector.data_struct[COUNTS] if COUNTS in collector.data_struct else None
     if everything is not None:
@@ -217,7 +244,7 @@ def candidates_between(collector, start: int, stop: int):
 # -- in RecBole's place --------------------------------------------------------------------------
 
 
-def mend(evaluator) -> None:
+def mend(evaluator: Any) -> None:
     """Replace RecBole's five metrics, let its collector keep what they need, and let every metric
     be a plain number; ``evaluator`` is the package recbole.evaluator."""
     metrics, register = evaluator.metrics, evaluator.register
@@ -233,17 +260,17 @@ def mend(evaluator) -> None:
     Collector.eval_batch_collect = _collecting_lists(Collector.eval_batch_collect)
 
 
-def _mended(base: type) -> type:
+def _mended(base: type[AbstractMetric]) -> type[AbstractMetric]:
     """The RecBole metric ``base`` with the definition of this module."""
 
     class Mended(base):
         metric_need = [COUNTS]  # the lists come with them
 
-        def __init__(self, config):
+        def __init__(self, config: Config) -> None:
             super().__init__(config)
             self.tail_ratio = config["tail_ratio"]
 
-        def calculate_metric(self, dataobject):
+        def calculate_metric(self, dataobject: DataStruct) -> dict[str, float]:
             lists = dataobject.get(LISTS).numpy()
             counts = dataobject.get(COUNTS).numpy()
             names = [f"{base.__name__.lower()}@{k}" for k in self.topk]
@@ -258,11 +285,11 @@ def _mended(base: type) -> type:
     return Mended
 
 
-def _as_plain_numbers(evaluate):
+def _as_plain_numbers(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     """Metrics as Python's numbers: numpy's print as ``np.float64(0.1)`` from numpy 2 on."""
 
     @functools.wraps(evaluate)
-    def evaluate_plainly(self, dataobject):
+    def evaluate_plainly(self: Evaluator, dataobject: DataStruct) -> dict[str, float]:
         result = evaluate(self, dataobject)
         for name, value in result.items():
             result[name] = float(value)
@@ -271,21 +298,21 @@ def _as_plain_numbers(evaluate):
     return evaluate_plainly
 
 
-def _in_double_precision(calculate_metric):
+def _in_double_precision(calculate_metric: Callable[..., Any]) -> Callable[..., Any]:
     """GAUC of ranks as float64: in RecBole it is a float32, which is no number for json, and in
     which sums over many users lose their last digits."""
 
     @functools.wraps(calculate_metric)
-    def calculate(self, dataobject):
+    def calculate(self: AbstractMetric, dataobject: DataStruct) -> dict[str, float]:
         dataobject.set("rec.meanrank", dataobject.get("rec.meanrank").double())
         return calculate_metric(self, dataobject)
 
     return calculate
 
 
-def _collecting_counts(data_collect):
+def _collecting_counts(data_collect: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(data_collect)
-    def collect_counts(self, train_data):
+    def collect_counts(self: Collector, train_data: AbstractDataLoader) -> None:
         data_collect(self, train_data)
         if self.register.need(COUNTS):
             self.data_struct.set(COUNTS, torch.from_numpy(candidate_counts(train_data._dataset)))
@@ -293,16 +320,22 @@ def _collecting_counts(data_collect):
     return collect_counts
 
 
-def _collecting_lists(eval_batch_collect):
+def _collecting_lists(eval_batch_collect: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(eval_batch_collect)
-    def collect_lists_too(self, scores_tensor, interaction, positive_u, positive_i):
+    def collect_lists_too(
+        self: Collector,
+        scores_tensor: torch.Tensor,
+        interaction: Interaction,
+        positive_u: torch.Tensor,
+        positive_i: torch.Tensor,
+    ) -> None:
         collect_lists(self, scores_tensor)
         return eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i)
 
     return collect_lists_too
 
 
-def collect_lists(collector, scores) -> None:
+def collect_lists(collector: Collector, scores: torch.Tensor) -> None:
     """Let RecBole's ``collector`` keep the lists of a batch, where a metric of lists is asked for.
 
     Args:

@@ -2,7 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from recbole_hydra.errors import RecBoleHydraError
 
 
 class OutputFolder:
@@ -17,11 +21,18 @@ class OutputFolder:
         difference: takes two identities and the keys they differ in, returns what differs.
     """
 
-    def __init__(self, kind, file, error, describe, difference):
+    def __init__(
+        self,
+        kind: str,
+        file: str,
+        error: type[RecBoleHydraError],
+        describe: Callable[[dict[str, Any]], str],
+        difference: Callable[[dict[str, Any], dict[str, Any], list[str]], str],
+    ) -> None:
         self.kind, self.file, self.error = kind, file, error
         self.describe, self.difference = describe, difference
 
-    def claim(self, folder, identity: dict, resume: bool) -> None:
+    def claim(self, folder: str | os.PathLike[str], identity: dict[str, Any], resume: bool) -> None:
         """Make ``folder`` this job's.
 
         Raises:
@@ -38,7 +49,7 @@ class OutputFolder:
                 f"output_dir {folder}: cannot be written ({error.strerror}); choose another"
             ) from error
 
-    def check(self, folder, identity: dict, resume: bool) -> None:
+    def check(self, folder: str | os.PathLike[str], identity: dict[str, Any], resume: bool) -> None:
         """Find out whether the job may have ``folder``; nothing is written.
 
         Raises:
@@ -69,7 +80,7 @@ class OutputFolder:
         if resume:
             raise self.error(f"output_dir {folder}: there is no {self.kind} to resume")
 
-    def read(self, folder) -> dict:
+    def read(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Read the identity of the job that ``folder`` belongs to.
 
         Raises:
@@ -83,7 +94,7 @@ class OutputFolder:
             raise self.error(f"{folder}/{self.file}: damaged ({error})") from error
 
 
-def write_json(path, value) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write ``value`` whole or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}")
@@ -91,7 +102,7 @@ def write_json(path, value) -> None:
     os.replace(temporary, path)
 
 
-def read_json(path):
+def read_json(path: str | os.PathLike[str]) -> Any:
     """What :func:`write_json` wrote, or None where there is no such file."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

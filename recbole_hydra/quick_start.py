@@ -2,11 +2,18 @@
 front, for our files."""
 
 import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from recbole.data.dataloader import AbstractDataLoader
+from recbole.data.dataset import Dataset
+from recbole.model.abstract_recommender import AbstractRecommender
 from recbole.utils import get_environment, init_seed, set_color
 
 from recbole_hydra import checkpoint
-from recbole_hydra.data import make_loaders, prepare_data
+from recbole_hydra.data import PreparedData, make_loaders, prepare_data
+from recbole_hydra.settings.config import Config
 from recbole_hydra.settings.of_checkpoint import config_of
 from recbole_hydra.training.log import start_log
 from recbole_hydra.training.model import check_data, make_model
@@ -15,15 +22,15 @@ from recbole_hydra.training.run import read_test_set, train
 
 
 def run_recbole_hydra(
-    model=None,
-    dataset=None,
-    config_file_list=None,
-    config_dict=None,
-    saved=True,
-    resume=None,
-    argv=(),
-    on_epoch=None,
-):
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    resume: str | os.PathLike[str] | None = None,
+    argv: Sequence[str] = (),
+    on_epoch: Callable[[dict[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
     """Train a model, ours or RecBole's, choose the best epoch on validation, and test it once.
 
     Args:
@@ -59,7 +66,19 @@ def run_recbole_hydra(
     return result
 
 
-def load_data_and_model(path, model=None, config_dict=None, load_data=prepare_data):
+def load_data_and_model(
+    path: str | os.PathLike[str],
+    model: type | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    load_data: Callable[[Config], PreparedData] = prepare_data,
+) -> tuple[
+    Config,
+    AbstractRecommender,
+    Dataset,
+    AbstractDataLoader,
+    AbstractDataLoader,
+    AbstractDataLoader,
+]:
     """Make the data and the model of a checkpoint again, as RecBole's function of that name.
 
     Args:

@@ -9,7 +9,7 @@ def source_of(model_class: type) -> str | None:
 
     None where the source of a class cannot be found, as of one typed into a prompt.
     """
-    texts = {}
+    texts: dict[str | type, str] = {}
     for base in model_class.__mro__:
         if base.__module__.split(".")[0] in ("builtins", "abc", "torch"):
             continue

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import ModuleType
 
 #: What bounds the spinning: of GNU's OpenMP (torch's and numba's on Linux), in turns of its loop, a
 #: millisecond or two, longer than what lies between two parallel regions of a step; of LLVM's and
@@ -42,11 +43,11 @@ def prepare() -> None:
 
     Waiting threads sleep soon, and there are no more of them than :func:`usable_cores`.
     """
-    prepare.too_late = False
+    prepare.too_late = False  # type: ignore[attr-defined]
     # A process that one of ours started has our word, not the user's.
-    prepare.ours = not any(os.environ.get(name, ours) != ours for name, ours in _words().items())
-    if prepare.ours:
-        prepare.too_late = _torch() is not None and "GOMP_SPINCOUNT" not in os.environ
+    prepare.ours = not any(os.environ.get(name, ours) != ours for name, ours in _words().items())  # type: ignore[attr-defined]
+    if prepare.ours:  # type: ignore[attr-defined]
+        prepare.too_late = _torch() is not None and "GOMP_SPINCOUNT" not in os.environ  # type: ignore[attr-defined]
         os.environ.update(WAITING)
         if cores_waited_for() is None:
             os.environ["GOMP_SPINCOUNT"] = UNWATCHED
@@ -58,22 +59,22 @@ def prepare() -> None:
 
 
 #: Whether torch was there already, whose threads go on spinning; whether the user has said nothing.
-prepare.too_late = prepare.ours = False
+prepare.too_late = prepare.ours = False  # type: ignore[attr-defined]
 
 
-def _torch():
+def _torch() -> ModuleType | None:
     """torch where something has imported it, else None."""
     return sys.modules.get("torch")
 
 
-def _words() -> dict:
+def _words() -> dict[str, str | None]:
     """What each of :data:`USERS_WORD` is where it is not the user's."""
     return {name: WAITING.get(name) for name in USERS_WORD}
 
 
 def advice() -> str | None:
     """What the log of a run says where :func:`prepare` came too late; None where it did not."""
-    if not prepare.too_late:
+    if not prepare.too_late:  # type: ignore[attr-defined]
         return None
     setting = " ".join(f"{name}={value}" for name, value in WAITING.items() if name[0] == "G")
     return (
@@ -96,7 +97,7 @@ WANTED, LEFT = 0.15, 0.05
 BUSY_LOOKS, QUIET_LOOKS = 2, 5
 
 
-def cores_waited_for(tasks="/proc/self/task") -> float | None:
+def cores_waited_for(tasks: str | os.PathLike[str] = "/proc/self/task") -> float | None:
     """Seconds that the threads of this process were ready to run and had no core, since each of
     them began; None where the system does not say."""
     waited = 0
@@ -122,11 +123,12 @@ class Throttle:
     many threads, asleep: those of a thread of our own, who end with it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         import torch  # here, not in a thread that nobody sees fail
 
         self._torch = torch
-        self._leave = self._thread = None
+        self._leave: threading.Event | None = None
+        self._thread: threading.Thread | None = None
 
     @property
     def held(self) -> bool:
@@ -144,12 +146,12 @@ class Throttle:
 
     def release(self) -> None:
         """Let threads spin again."""
-        if self.held:
+        if self._thread is not None and self._leave is not None:
             self._leave.set()
             self._thread.join()
             self._thread = None
 
-    def _keep(self, leave, begun):
+    def _keep(self, leave: threading.Event, begun: threading.Event) -> None:
         torch, number = self._torch, self._torch.get_num_threads()
         more = max(2, len(os.sched_getaffinity(0)) - number + 2)
         try:
@@ -168,7 +170,7 @@ class Watch:
         throttle: that one.
     """
 
-    def __init__(self, throttle):
+    def __init__(self, throttle: Throttle) -> None:
         self.throttle = throttle
         self._busy = self._quiet = 0
         self._over = threading.Event()
@@ -208,6 +210,7 @@ class Watch:
                 now, waited = time.monotonic(), cores_waited_for()
                 if waited is None:  # the system says it no more
                     continue
+                assert before is not None  # watch() has looked before
                 # Threads that have ended take what they waited with them.
                 self.look(max(0.0, waited - before), now - then)
                 then, before = now, waited
@@ -223,22 +226,23 @@ def watch() -> None:
     """
     import torch
 
-    if watch.process == os.getpid() or not prepare.ours or torch.get_num_threads() == 1:
+    if watch.process == os.getpid() or not prepare.ours or torch.get_num_threads() == 1:  # type: ignore[attr-defined]
         return
     if not sys.platform.startswith("linux") or cores_waited_for() is None:
         return
-    watch.process = os.getpid()  # threads do not go with a fork
+    # Threads do not go with a fork.
+    watch.process = os.getpid()  # type: ignore[attr-defined]
     Watch(Throttle()).start()
 
 
 #: The process that is watched.
-watch.process = None
+watch.process = None  # type: ignore[attr-defined]
 
 
 # -- how many -------------------------------------------------------------------------------------
 
 
-def usable_cores(root="/") -> int:
+def usable_cores(root: str | os.PathLike[str] = "/") -> int:
     """Cores that this process may use: its affinity, and the CPU quota of its control groups, which
     containers are given and torch does not know; at least 1.
 
@@ -252,7 +256,7 @@ def usable_cores(root="/") -> int:
     return max(1, math.ceil(min(cores, cpu_quota(root))))
 
 
-def cpu_quota(root="/") -> float:
+def cpu_quota(root: str | os.PathLike[str] = "/") -> float:
     """The least CPU quota, in cores, of the control groups (v1 and v2) that this process is in and
     of those above them; infinity where there is none."""
     root = Path(root)
@@ -274,7 +278,7 @@ def cpu_quota(root="/") -> float:
     return min(quotas)
 
 
-def _quota_v2(group) -> float:
+def _quota_v2(group: Path) -> float:
     """``cpu.max``: quota and period in microseconds, "max" for no quota."""
     for line in _lines(group / "cpu.max"):
         quota, _, period = line.partition(" ")
@@ -282,20 +286,22 @@ def _quota_v2(group) -> float:
     return math.inf
 
 
-def _quota_v1(group) -> float:
+def _quota_v1(group: Path) -> float:
     quota, period = (_lines(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
     return _cores(quota[0], period[0]) if quota and period else math.inf
 
 
 def _cores(quota: str, period: str) -> float:
     try:
-        quota, period = int(quota), int(period)
+        time_of_cores, time_of_one = int(quota), int(period)
     except ValueError:
         return math.inf
-    return quota / period if quota > 0 and period > 0 else math.inf  # -1 is no quota
+    if time_of_cores <= 0 or time_of_one <= 0:  # -1 is no quota
+        return math.inf
+    return time_of_cores / time_of_one
 
 
-def _lines(path) -> list[str]:
+def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -410,6 +410,8 @@ def test_wrong_in_every_layer(tmp_path, where):
         ("LightGCN", "reg_weight", "small"),
         ("CDAE", "loss_type", "MES"),
         ("NeuMF", "mlp_hidden_size", "wide"),
+        ("S3Rec", "pretrain_epochs", 0),
+        ("S3Rec", "save_step", 0),
     ],
 )
 def test_values_of_recboles_models_by_type(model, key, value):

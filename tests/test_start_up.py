@@ -57,6 +57,20 @@ def printed(code, *arguments):
             ["--model=SASRec", "--dataset=x", "--resum=y"], 2,
             "unknown key 'resum'; did you mean 'resume'?",
         ),
+        (
+            ["compare", "--models=SASRec,Hydra", "--dataset=x,y", "--output_dir=o", "--epoch=1"],
+            2, "command line: unknown key 'epoch'; did you mean 'epochs'?",
+        ),
+        (
+            ["compare", "--models=Hydra", "--dataset=x", "--output_dir=o", "--see=1"], 2,
+            "command line: unknown key 'see'; did you mean 'seed'?",
+        ),
+        (
+            ["tune", "--model=Hydra", "--dataset=x", "--output_dir=o", "--num_sample=3"], 2,
+            "command line: unknown key 'num_sample'; did you mean 'num_samples'?",
+        ),
+        (["tune", "--dataset=x", "--output_dir=o"], 2, "tune: --model is missing"),
+        (["compare", "--models=BPR", "--dataset=x"], 2, "compare: --output_dir is missing"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )  # fmt: skip

@@ -212,6 +212,8 @@ def test_a_sweep_without_any_score_says_why(local_ray, elsewhere):
     with pytest.raises(TuneError, match="no trial came to a validation score; .*history_as_one"):
         sweep(space, num_samples=1)
     assert pd.read_csv("out/trials.csv")["status"].tolist() == ["failed"]
+    with pytest.raises(TuneError, match="^out: no trial has a score$"):
+        Sweep("out").best_settings()
 
 
 # -- one trial, without Ray -----------------------------------------------------------------------

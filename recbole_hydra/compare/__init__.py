@@ -1,5 +1,9 @@
 """Compare models so that the table can be trusted: many seeds, one protocol, honest costs."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
 from recbole_hydra.checks import boolean
 from recbole_hydra.compare.comparison import Comparison
 from recbole_hydra.compare.plan import FOLDER, make_plan
@@ -10,18 +14,18 @@ __all__ = ["Comparison", "compare"]
 
 
 def compare(
-    models,
-    datasets=None,
-    seeds=(2020,),
-    output_dir="comparison",
-    config_file_list=None,
-    model_config=None,
-    config_dict=None,
-    argv=(),
-    resume=False,
-    popularity=True,
-    latex=False,
-    show_progress=True,
+    models: str | Iterable[str],
+    datasets: str | Iterable[str] | None = None,
+    seeds: int | Iterable[int] = (2020,),
+    output_dir: str | PathLike[str] = "comparison",
+    config_file_list: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    model_config: Mapping[str, str | PathLike[str] | Sequence[str | PathLike[str]]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    argv: Sequence[str] = (),
+    resume: bool = False,
+    popularity: bool = True,
+    latex: bool = False,
+    show_progress: bool = True,
 ) -> Comparison:
     """Train and test every model with every seed on every dataset, and write the report.
 

@@ -1,7 +1,9 @@
 """A comparison as its folder holds it: results, ranks, tables, report."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -29,10 +31,11 @@ class Comparison:
         ComparisonError: the folder holds no comparison, or the ranks of a finished run are gone.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser()
         self.identity = FOLDER.read(self.folder)
-        self.runs, self._ranks = [], {}
+        self.runs: list[dict[str, Any]] = []
+        self._ranks: dict[tuple[str, str, int], pd.DataFrame] = {}
         for dataset in self.identity["datasets"]:
             for model in self.identity["models"]:
                 for seed in self.identity["seeds"]:
@@ -47,16 +50,16 @@ class Comparison:
     def datasets(self) -> list[str]:
         return self.identity["datasets"]
 
-    def finished(self, dataset) -> list[dict]:
+    def finished(self, dataset: str) -> list[dict[str, Any]]:
         """The finished runs of a dataset."""
         return [r for r in self.runs if r["dataset"] == dataset and r["status"] == "ok"]
 
-    def ranks(self, dataset) -> Mapping:
+    def ranks(self, dataset: str) -> Mapping[tuple[str, int], pd.DataFrame]:
         """The per-user ranks of a dataset's finished runs, by (model, seed); the columns are those
         of :func:`.ranks.rank_targets`."""
         return {(m, s): table for (d, m, s), table in self._ranks.items() if d == dataset}
 
-    def metrics(self, dataset) -> list[str]:
+    def metrics(self, dataset: str) -> list[str]:
         """The names of the metrics, the one that chose the epochs first."""
         runs = self.finished(dataset)
         if not runs:
@@ -64,7 +67,7 @@ class Comparison:
         first = runs[0]["valid_metric"]
         return [first, *(name for name in runs[0]["metrics"] if name != first)]
 
-    def summary(self, dataset) -> pd.DataFrame:
+    def summary(self, dataset: str) -> pd.DataFrame:
         """Mean, standard deviation, gain and p-value by model, ranking and metric; see
         :func:`.statistics.summary`. Empty where no run is finished."""
         runs = self.finished(dataset)
@@ -74,7 +77,7 @@ class Comparison:
             else pd.DataFrame()
         )
 
-    def unfair(self, dataset) -> list[str]:
+    def unfair(self, dataset: str) -> list[str]:
         """Why the runs of a dataset may not stand in one table, if so; see
         :func:`.statistics.unfair`."""
         expected = self.identity["fingerprints"][dataset]
@@ -111,20 +114,20 @@ class Comparison:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def write(self, latex=False) -> None:
+    def write(self, latex: bool = False) -> None:
         """Write ``results.csv``, ``report.md``, ``report.html``, the plots and, with ``latex``,
         ``table.tex`` into the folder."""
         from recbole_hydra.compare.report import write_report
 
         write_report(self, latex)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         counts = pd.Series([run["status"] for run in self.runs]).value_counts()
         states = ", ".join(f"{number} {status}" for status, number in counts.items())
         return f"Comparison({str(self.folder)!r}: {states})"
 
 
-def _read_ranks(path) -> pd.DataFrame:
+def _read_ranks(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:

@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from recbole.utils import ModelType
@@ -17,14 +19,12 @@ from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import is_causal
 from recbole_hydra.output_folder import OutputFolder
 from recbole_hydra.settings.config import PATH_KEYS, PROTOCOL, Config
+from recbole_hydra.settings.known_keys import OPTIONS
 from recbole_hydra.settings.spelling import home, parse_arguments, parse_list
 from recbole_hydra.settings.table import check, common_rules
 
 #: The popularity baseline, in every comparison unless it is switched off.
 POPULARITY = "Pop"
-
-#: What ``compare`` takes beside settings, for hints.
-OPTIONS = ("models", "seeds", "output_dir", "resume", "model_config", "popularity", "latex")
 
 #: A paired test needs some users to pair.
 FEWEST_USERS = 10
@@ -58,20 +58,28 @@ class Plan:
     tasks: list
 
     @property
-    def models(self):
+    def models(self) -> list[str]:
         return self.identity["models"]
 
     @property
-    def datasets(self):
+    def datasets(self) -> list[str]:
         return self.identity["datasets"]
 
     @property
-    def seeds(self):
+    def seeds(self) -> list[int]:
         return self.identity["seeds"]
 
 
 def make_plan(
-    models, datasets, seeds, output_dir, config_file_list, model_config, config_dict, argv, with_pop
+    models: str | Iterable[str],
+    datasets: str | Iterable[str] | None,
+    seeds: int | Iterable[int],
+    output_dir: str | os.PathLike[str],
+    config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    model_config: Mapping[str, str | os.PathLike[str] | Sequence[str | os.PathLike[str]]] | None,
+    config_dict: Mapping[str, Any] | None,
+    argv: Sequence[str],
+    with_pop: bool,
 ) -> Plan:
     """Check the input of :func:`recbole_hydra.compare.compare`, and lay out its runs.
 
@@ -84,8 +92,8 @@ def make_plan(
         models = [*models, POPULARITY]
     for model in models:
         get_model(model)  # raises for an unknown one
-    model_config = {name: _paths(files) for name, files in (model_config or {}).items()}
-    for name in model_config:
+    files_of = {name: _paths(files) for name, files in (model_config or {}).items()}
+    for name in files_of:
         if name not in models:
             raise ComparisonError(
                 f"model_config: {name!r} is not among the models {', '.join(models)}"
@@ -94,7 +102,7 @@ def make_plan(
     common, config_dict = _paths(config_file_list or []), dict(config_dict or {})
     arguments = parse_arguments(argv)
     _refuse_own_keys("", [*config_dict, *arguments])
-    for file in {*common, *(file for files in model_config.values() for file in files)}:
+    for file in {*common, *(file for files in files_of.values() for file in files)}:
         _refuse_own_keys(f"config file {file}: ", _read_yaml(file))
 
     domains = _domains(arguments, config_dict, common)
@@ -106,7 +114,7 @@ def make_plan(
         config_dict["domains"] = domains
         datasets = ["+".join(domains)]
     mode = _training_mode(arguments, config_dict, common, models)
-    _refuse_other_modes(mode, model_config)
+    _refuse_other_modes(mode, files_of)
     # What a run's own folder and the mode decide goes in by itself.
     argv = [
         f"--{key}={value}"
@@ -118,19 +126,22 @@ def make_plan(
             config_dict[key] = arguments[key]
 
     runs = Path(output_dir).absolute() / "runs"
-    settings, fingerprints, tasks = {}, {}, []
+    settings: dict[str, dict[str, Any]] = {}
+    fingerprints: dict[str, dict[str, Any]] = {}
+    tasks: list[Task] = []
+    options = OPTIONS["compare"]
     for dataset in datasets:
         configs, layers = {}, {}
         for model in models:
-            files = [*common, *model_config.get(model, [])]
+            files = [*common, *files_of.get(model, [])]
             own = {**config_dict, "training_mode": mode if _has_mode(model) else "auto"}
-            configs[model] = Config(model, dataset, files, own, argv, options=OPTIONS)
+            configs[model] = Config(model, dataset, files, own, argv, options=options)
             layers[model] = files, own
         if any(config["rank_all_items"] for config in configs.values()):
             # A model reads items that have no interactions: all models rank them.
             for model, (files, own) in layers.items():
                 own["rank_all_items"] = True
-                configs[model] = Config(model, dataset, files, own, argv, options=OPTIONS)
+                configs[model] = Config(model, dataset, files, own, argv, options=options)
         _check_protocol(dataset, configs)
         fingerprints[dataset] = _check_data(dataset, configs[models[0]])
         settings[dataset] = {}
@@ -170,7 +181,7 @@ def task_as_json(task: Task) -> str:
 # -- checks --------------------------------------------------------------------------------------
 
 
-def _names(what, values) -> list[str]:
+def _names(what: str, values: str | Iterable[str] | None) -> list[str]:
     values = [values] if isinstance(values, str) else list(values or [])
     if not values:
         raise ComparisonError(f"{what}: none given")
@@ -181,7 +192,9 @@ def _names(what, values) -> list[str]:
     return values
 
 
-def _domains(arguments, config_dict, files) -> list[str] | None:
+def _domains(
+    arguments: Mapping[str, str], config_dict: Mapping[str, Any], files: Sequence[str]
+) -> list[str] | None:
     """The domains, where they stand for the datasets."""
     found = None
     for file in files:
@@ -192,7 +205,7 @@ def _domains(arguments, config_dict, files) -> list[str] | None:
     return [str(name) for name in (parse_list(found) if isinstance(found, str) else found)]
 
 
-def _seeds(values) -> list[int]:
+def _seeds(values: int | Iterable[int]) -> list[int]:
     values = [values] if isinstance(values, int) else list(values or [])
     if not values:
         raise ComparisonError("seeds: none given")
@@ -203,19 +216,19 @@ def _seeds(values) -> list[int]:
     return values
 
 
-def _refuse_twice(what, values):
+def _refuse_twice(what: str, values: Sequence[Any]) -> None:
     twice = sorted({str(value) for value in values if values.count(value) > 1})
     if twice:
         raise ComparisonError(f"{what}: {', '.join(twice)} given twice")
 
 
-def _paths(files) -> list[str]:
+def _paths(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
     """Absolute, since a run works in its own folder."""
     files = [files] if isinstance(files, (str, os.PathLike)) else list(files)
     return [os.path.abspath(home(file)) for file in files]
 
 
-def _refuse_own_keys(where, keys):
+def _refuse_own_keys(where: str, keys: Iterable[str]) -> None:
     """Settings that a comparison sets itself."""
     alone = "every run is one process"
     own = {
@@ -227,7 +240,7 @@ def _refuse_own_keys(where, keys):
             raise ComparisonError(f"{where}{key}: a comparison sets it for every run; {own[key]}")
 
 
-def _refuse_other_modes(mode, model_config):
+def _refuse_other_modes(mode: str, model_config: Mapping[str, Sequence[str]]) -> None:
     """A model's own settings cannot have another mode than the table's."""
     for model, files in model_config.items():
         for file in files:
@@ -239,15 +252,20 @@ def _refuse_other_modes(mode, model_config):
                 )
 
 
-def _has_mode(model) -> bool:
+def _has_mode(model: str) -> bool:
     """Whether ``training_mode`` has a meaning for a model: for sequential ones."""
     return getattr(get_model(model), "type", None) == ModelType.SEQUENTIAL
 
 
-def _training_mode(arguments, config_dict, files, models) -> str:
+def _training_mode(
+    arguments: Mapping[str, str],
+    config_dict: Mapping[str, Any],
+    files: Sequence[str],
+    models: Sequence[str],
+) -> str:
     """The one mode of all sequential models: the one that was asked for, or the fast one."""
 
-    def setting(key, default):
+    def setting(key: str, default: Any) -> Any:
         for file in files:
             default = _read_yaml(file).get(key, default)
         return arguments.get(key, config_dict.get(key, default))
@@ -267,7 +285,7 @@ def _training_mode(arguments, config_dict, files, models) -> str:
     return "autoregressive"
 
 
-def _read_yaml(file) -> dict:
+def _read_yaml(file: str) -> dict[str, Any]:
     try:
         with open(file, encoding="utf-8") as stream:
             values = yaml.safe_load(stream)
@@ -276,7 +294,7 @@ def _read_yaml(file) -> dict:
     return values if isinstance(values, dict) else {}
 
 
-def _check_data(dataset, config) -> dict:
+def _check_data(dataset: str, config: Config) -> dict[str, Any]:
     """Load a dataset once; returns its fingerprint."""
     full = create_dataset(config)
     targets = left_out_targets(user_histories(full), full.item_num)
@@ -288,7 +306,7 @@ def _check_data(dataset, config) -> dict:
     return fingerprint(full, targets)
 
 
-def _check_protocol(dataset, configs):
+def _check_protocol(dataset: str, configs: Mapping[str, Config]) -> None:
     """Refuse what a table cannot compare, before anything is trained."""
     (first, config), *others = configs.items()
     evaluation = config["eval_args"]
@@ -317,13 +335,13 @@ def _check_protocol(dataset, configs):
                 )
 
 
-def _describe(identity) -> str:
+def _describe(identity: Mapping[str, Any]) -> str:
     seeds = ",".join(map(str, identity.get("seeds", [])))
     names = (",".join(identity.get(key, [])) for key in ("models", "datasets"))
     return f"models {next(names)}; datasets {next(names)}; seeds {seeds}"
 
 
-def _difference(mine, other, keys) -> str:
+def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Name what differs, down to the first setting."""
     if keys != ["settings"]:
         return ", ".join(key for key in keys if key != "settings" or len(keys) == 1)

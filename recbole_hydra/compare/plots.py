@@ -1,5 +1,10 @@
 """The pictures of a comparison, PNG files in its folder."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -8,8 +13,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 from recbole_hydra.compare.ranks import display, is_per_user, mean_metric, user_values
 from recbole_hydra.compare.statistics import by_group
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def draw(comparison, dataset) -> list[tuple[str, str]]:
+    from recbole_hydra.compare.comparison import Comparison
+
+
+def draw(comparison: Comparison, dataset: str) -> list[tuple[str, str]]:
     """Draw the pictures of a dataset with finished runs.
 
     Returns:
@@ -37,7 +47,9 @@ def draw(comparison, dataset) -> list[tuple[str, str]]:
     return pictures
 
 
-def _models(comparison, dataset):
+def _models(
+    comparison: Comparison, dataset: str
+) -> Iterator[tuple[str, list[dict[str, Any]], str]]:
     """(model, its finished runs, colour), in the order of the comparison."""
     for number, model in enumerate(comparison.identity["models"]):
         runs = [run for run in comparison.finished(dataset) if run["model"] == model]
@@ -45,20 +57,20 @@ def _models(comparison, dataset):
             yield model, runs, f"C{number % 10}"
 
 
-def _is_one_step(runs) -> bool:
+def _is_one_step(runs: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a model, such as Pop, has no curve and no cost: a line marks its level."""
     return all(run["epochs"] == 1 for run in runs)
 
 
-def _level(axis, score, model, colour):
+def _level(axis: Axes, score: float, model: str, colour: str) -> None:
     axis.axhline(score, color=colour, linestyle=":", label=model)
 
 
-def _legend(figure, axis):
+def _legend(figure: Figure, axis: Axes) -> None:
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
 
 
-def _log_seconds(axis):
+def _log_seconds(axis: Axes) -> None:
     """Ticks at 1, 2, 5, 10, ..., written out; more of them where that would leave one or none."""
     axis.set_xscale("log")
     low, high = axis.get_xlim()
@@ -68,7 +80,7 @@ def _log_seconds(axis):
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _curves(figure, comparison, dataset, name, label):
+def _curves(figure: Figure, comparison: Comparison, dataset: str, name: str, label: str) -> None:
     axis = figure.subplots()
     for model, runs, colour in _models(comparison, dataset):
         if _is_one_step(runs):
@@ -91,12 +103,12 @@ def _curves(figure, comparison, dataset, name, label):
     _legend(figure, axis)
 
 
-def _spent(history):
+def _spent(history: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Seconds up to the end of every epoch, those without an evaluation included."""
     return np.cumsum([e["train_seconds"] + e.get("valid_seconds", 0.0) for e in history])
 
 
-def _cost(figure, comparison, dataset, name, label):
+def _cost(figure: Figure, comparison: Comparison, dataset: str, name: str, label: str) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     for model, runs, colour in _models(comparison, dataset):
         tables = [comparison.ranks(dataset)[model, run["seed"]] for run in runs]
@@ -108,7 +120,7 @@ def _cost(figure, comparison, dataset, name, label):
         ]
         for axis, cost in zip(axes, costs, strict=True):
             if _is_one_step(runs):
-                _level(axis, np.mean(scores), model, colour)
+                _level(axis, float(np.mean(scores)), model, colour)
             else:
                 place = {"fmt": "o", "color": colour, "label": model}
                 axis.errorbar(cost, np.mean(scores), yerr=spread, **place)
@@ -122,7 +134,7 @@ def _cost(figure, comparison, dataset, name, label):
     _legend(figure, axes[0])
 
 
-def _groups(figure, comparison, dataset, name, label):
+def _groups(figure: Figure, comparison: Comparison, dataset: str, name: str, label: str) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     columns = {
         "history_length": "items in the history",

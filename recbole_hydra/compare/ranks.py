@@ -13,14 +13,26 @@ Metrics of what is recommended, such as the coverage of the catalogue, are of th
 each of the two.
 """
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from recbole_hydra.errors import DatasetError, TrainingError
 from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, list_metric, top_lists
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from recbole.data.dataset import Dataset
+
+    from recbole_hydra.data.domains import Domains
+    from recbole_hydra.training.run import Run
 
 #: The rankings, and what a table adds to the name of a metric.
 RANKINGS = {"rank": "", "rank_masked": ", masked"}
@@ -36,7 +48,7 @@ METRICS = {
 }
 
 
-def metric(name: str, ranks):
+def metric(name: str, ranks: ArrayLike) -> np.ndarray:
     """Per-user values of a metric such as ``"ndcg@10"`` from ranks (users,)."""
     kind, _, k = name.partition("@")
     return METRICS[kind](np.asarray(ranks), int(k))
@@ -51,7 +63,7 @@ def is_per_user(name: str) -> bool:
     return name.partition("@")[0] not in OF_ALL_LISTS
 
 
-def user_values(name: str, table, ranking="rank") -> np.ndarray:
+def user_values(name: str, table: pd.DataFrame, ranking: str = "rank") -> np.ndarray:
     """Per-user values of a metric for which :func:`is_per_user` holds, in the table's order; NaN
     where it says nothing of a user (GAUC, of one with a single candidate).
 
@@ -62,7 +74,9 @@ def user_values(name: str, table, ranking="rank") -> np.ndarray:
     return table[column].to_numpy() if column in table else metric(name, table[ranking])
 
 
-def mean_metric(name: str, table, ranking="rank", domain=None) -> float:
+def mean_metric(
+    name: str, table: pd.DataFrame, ranking: str = "rank", domain: str | None = None
+) -> float:
     """The mean of a metric over users; with several domains, over the domains' means.
 
     Args:
@@ -87,7 +101,7 @@ def display(name: str) -> str:
     return f"{metrics_dict[kind].__name__}{at}{k}"
 
 
-def left_out_targets(histories, n_items) -> pd.DataFrame:
+def left_out_targets(histories: Mapping[str, Tensor], n_items: int) -> pd.DataFrame:
     """Who is tested on what: the last interaction of every user with three or more.
 
     This is RecBole's leave-one-out split of sequential models, whose rows have a history and a
@@ -125,7 +139,7 @@ def left_out_targets(histories, n_items) -> pd.DataFrame:
     )
 
 
-def _training_counts(histories, n_items):
+def _training_counts(histories: Mapping[str, Tensor], n_items: int) -> np.ndarray:
     """How often each item occurs in training, (n_items,): the same for every model of a table.
 
     Training has all but a user's last two interactions; with three, RecBole leaves one out of the
@@ -138,7 +152,7 @@ def _training_counts(histories, n_items):
     return counts - np.bincount(items[np.concatenate([last, longer - 1])], minlength=n_items)
 
 
-def fingerprint(dataset, targets) -> dict:
+def fingerprint(dataset: Dataset, targets: pd.DataFrame) -> dict[str, Any]:
     """What two runs must share to stand in one table.
 
     Returns:
@@ -155,18 +169,23 @@ def fingerprint(dataset, targets) -> dict:
     }
 
 
-def _raw(dataset, targets):
+def _raw(dataset: Dataset, targets: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     tokens = dataset.field2id_token
     users = np.asarray(tokens[dataset.uid_field])[targets["user"].to_numpy()]
     return users, np.asarray(tokens[dataset.iid_field])[targets["item"].to_numpy()]
 
 
-def _hash(names) -> str:
+def _hash(names: Iterable[object]) -> str:
     return hashlib.sha256("\n".join(sorted(map(str, names))).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
-def rank_targets(run, targets, metrics=(), tail_ratio=None) -> pd.DataFrame:
+def rank_targets(
+    run: Run,
+    targets: pd.DataFrame,
+    metrics: Sequence[str] = (),
+    tail_ratio: float | None = None,
+) -> pd.DataFrame:
     """Rank the targets of a run's test users.
 
     Args:
@@ -199,7 +218,7 @@ def rank_targets(run, targets, metrics=(), tail_ratio=None) -> pd.DataFrame:
     auc = {ranking: np.zeros(len(targets)) for ranking in RANKINGS}
     others = 0
 
-    def keep(ranking, at, scores, target):
+    def keep(ranking: str, at: np.ndarray, scores: Tensor, target: Tensor) -> None:
         if places:
             lists[ranking][at] = top_lists(scores, places).numpy()
         if "gauc" in metrics:
@@ -247,20 +266,30 @@ def rank_targets(run, targets, metrics=(), tail_ratio=None) -> pd.DataFrame:
     return _with_list_metrics(table, of_lists, lists, counts, domains, tail_ratio)
 
 
-def _with_list_metrics(table, names, lists, counts, domains, tail_ratio):
+def _with_list_metrics(
+    table: pd.DataFrame,
+    names: Iterable[str],
+    lists: Mapping[str, np.ndarray],
+    counts: np.ndarray,
+    domains: Domains | None,
+    tail_ratio: float | None,
+) -> pd.DataFrame:
     """Add to the table of :func:`rank_targets` the metrics ``names`` of the lists by ranking.
 
     With several domains each is of its users and its items, as if it were alone.
     """
     counts[0] = -1  # the padding is no candidate
-    parts = {None: (np.full(len(table), True), counts)}
+    parts: dict[str | None, tuple[np.ndarray, np.ndarray]] = {
+        None: (np.full(len(table), True), counts)
+    }
     if domains is not None:
         parts = {}
         for domain, (start, stop) in zip(domains.names, domains.ranges(), strict=True):
             own = np.full_like(counts, -1)
             own[start:stop] = counts[start:stop]
             parts[domain] = (table["domain"] == domain).to_numpy(), own
-    columns, totals = {}, {}
+    columns: dict[str, np.ndarray] = {}
+    totals: dict[str, float] = {}
     for name in names:
         for ranking, words in RANKINGS.items():
             values = {
@@ -281,7 +310,7 @@ def _with_list_metrics(table, names, lists, counts, domains, tail_ratio):
     return table
 
 
-def _auc(scores, target):
+def _auc(scores: Tensor, target: Tensor) -> np.ndarray:
     """The share of the other candidates that each target is scored above, those with its score
     counting half; NaN without other candidates."""
     own = scores.gather(1, target[:, None])
@@ -290,7 +319,7 @@ def _auc(scores, target):
     return ((below.sum(1) + equal / 2) / others).numpy()
 
 
-def _ranks(scores, target):
+def _ranks(scores: Tensor, target: Tensor) -> tuple[np.ndarray, np.ndarray]:
     own = scores.gather(1, target[:, None])
     if torch.isnan(scores).any():
         raise TrainingError("a score is not a number")

@@ -1,7 +1,12 @@
 """The report of a comparison: csv, markdown, html and LaTeX."""
 
+from __future__ import annotations
+
 import base64
 import html
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +16,9 @@ from recbole_hydra.compare import plots
 from recbole_hydra.compare.ranks import RANKINGS, display, mean_metric
 from recbole_hydra.compare.statistics import mark
 from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, smaller_is_better
+
+if TYPE_CHECKING:
+    from recbole_hydra.compare.comparison import Comparison
 
 #: What the marks of :func:`.statistics.mark` look like in a table; two stars are bold in markdown.
 MARKS = {"*": "†", "**": "‡", "": ""}
@@ -51,11 +59,11 @@ img{max-width:100%}
 pre{background:#f6f6f6;padding:.7rem;overflow:auto}"""
 
 
-def write_report(comparison, latex=False) -> None:
+def write_report(comparison: Comparison, latex: bool = False) -> None:
     """Write every file of the report; see :meth:`.comparison.Comparison.write`."""
     folder = comparison.folder
     comparison.to_pandas().to_csv(folder / "results.csv", index=False)
-    sections = [("#", "Comparison", _head(comparison))]
+    sections: list[Section] = [("#", "Comparison", _head(comparison))]
     for dataset in comparison.datasets:
         sections += _dataset_sections(comparison, dataset)
     sections += [("##", "Configurations", _configurations(comparison))]
@@ -69,13 +77,15 @@ def write_report(comparison, latex=False) -> None:
 # A section is (level, title, blocks); a block is one of
 #   ("text", str)  ("warning", [lines])  ("list", [lines])  ("table", DataFrame)
 #   ("image", file, what it shows)  ("code", title, str)
+Block = tuple[Any, ...]
+Section = tuple[str, str, list[Block]]
 
 
-def _head(comparison):
+def _head(comparison: Comparison) -> list[Block]:
     identity = comparison.identity
     total = len(comparison.runs)
     done = sum(run["status"] == "ok" for run in comparison.runs)
-    blocks = [
+    blocks: list[Block] = [
         (
             "text",
             f"{', '.join(identity['models'])} on {', '.join(identity['datasets'])}; seeds "
@@ -98,8 +108,8 @@ def _head(comparison):
     return blocks
 
 
-def _dataset_sections(comparison, dataset):
-    blocks = []
+def _dataset_sections(comparison: Comparison, dataset: str) -> list[Section]:
+    blocks: list[Block] = []
     runs = [run for run in comparison.runs if run["dataset"] == dataset]
     finished = comparison.finished(dataset)
     unfair = comparison.unfair(dataset)
@@ -143,7 +153,7 @@ def _dataset_sections(comparison, dataset):
     return [("##", dataset, blocks)]
 
 
-def quality_table(comparison, dataset) -> pd.DataFrame:
+def quality_table(comparison: Comparison, dataset: str) -> pd.DataFrame:
     """The metrics of every model in both rankings, and the gain, as text for a report."""
     summary = comparison.summary(dataset).set_index(["model", "ranking", "metric"])
     metrics = comparison.metrics(dataset)
@@ -158,7 +168,7 @@ def quality_table(comparison, dataset) -> pd.DataFrame:
                 if not np.isnan(cell["std"]):
                     text += f" ± {cell['std']:.4f}"
                 text += MARKS[mark(cell["p"])]
-                better = min if smaller_is_better(name) else max
+                better: Callable[..., Any] = min if smaller_is_better(name) else max
                 best = better(summary.loc[m, ranking, name]["mean"] for m in models)
                 row[f"{display(name)}{words}"] = f"**{text}**" if cell["mean"] == best else text
         for ranking, words in RANKINGS.items():
@@ -168,7 +178,7 @@ def quality_table(comparison, dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def domain_table(comparison, dataset) -> pd.DataFrame | None:
+def domain_table(comparison: Comparison, dataset: str) -> pd.DataFrame | None:
     """The chosen metric and the hit rate of every model in each domain, as text for a report; None
     where there are no domains."""
     metrics = comparison.metrics(dataset)
@@ -189,7 +199,7 @@ def domain_table(comparison, dataset) -> pd.DataFrame | None:
     return pd.DataFrame(rows)
 
 
-def cost_table(comparison, dataset) -> pd.DataFrame:
+def cost_table(comparison: Comparison, dataset: str) -> pd.DataFrame:
     """Parameters, times and memory of every model, as text for a report."""
     table = comparison.to_pandas()
     table = table[(table["dataset"] == dataset) & (table["status"] == "ok")]
@@ -216,14 +226,14 @@ def cost_table(comparison, dataset) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-def _spread(values, digits):
+def _spread(values: pd.Series, digits: int) -> str:
     text = f"{values.mean():,.{digits}f}"
     return text if len(values) == 1 else f"{text} ± {values.std():,.{digits}f}"
 
 
-def _configurations(comparison):
+def _configurations(comparison: Comparison) -> list[Block]:
     """What all runs share, and each model's own; with the seed, all that a run was told."""
-    blocks = [
+    blocks: list[Block] = [
         (
             "text",
             "Every run's whole configuration is in runs/DATASET/MODEL/seed-N/settings.yaml. Below: "
@@ -244,14 +254,14 @@ def _configurations(comparison):
     return blocks
 
 
-def _yaml(settings) -> str:
+def _yaml(settings: Mapping[str, Any]) -> str:
     return yaml.safe_dump(settings, sort_keys=True, allow_unicode=True).rstrip() if settings else ""
 
 
 # -- formats -------------------------------------------------------------------------------------
 
 
-def _markdown(sections) -> str:
+def _markdown(sections: Iterable[Section]) -> str:
     out = []
     for level, title, blocks in sections:
         out.append(f"{level} {title}")
@@ -273,13 +283,13 @@ def _markdown(sections) -> str:
     return "\n\n".join(out) + "\n"
 
 
-def markdown_table(table) -> str:
+def markdown_table(table: pd.DataFrame) -> str:
     """A DataFrame of text as a markdown table."""
     lines = [table.columns, [":--"] + ["--:"] * (len(table.columns) - 1), *table.to_numpy()]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def _html(sections, folder) -> str:
+def _html(sections: Iterable[Section], folder: Path) -> str:
     out = []
     for level, title, blocks in sections:
         tag = f"h{len(level)}"
@@ -310,8 +320,8 @@ def _html(sections, folder) -> str:
     )
 
 
-def _html_table(table) -> str:
-    def cell(tag, value):
+def _html_table(table: pd.DataFrame) -> str:
+    def cell(tag: str, value: object) -> str:
         text = html.escape(str(value))
         if text.startswith("**"):
             text = f"<strong>{text.strip('*')}</strong>"
@@ -328,12 +338,12 @@ _LATEX = {"±": "$\\pm$", "†": "$^\\dagger$", "‡": "$^\\ddagger$", "%": "\\%
           "&": "\\&", "#": "\\#", "µ": "$\\mu$"}  # fmt: skip
 
 
-def _latex(comparison, dataset) -> str:
+def _latex(comparison: Comparison, dataset: str) -> str:
     """The table of a dataset, for a document that uses booktabs; None where no run is finished."""
     if not comparison.finished(dataset):
         return ""
 
-    def cell(value):
+    def cell(value: object) -> str:
         text = str(value)
         bold = text.startswith("**")
         text = "".join(_LATEX.get(letter, letter) for letter in text.strip("*"))

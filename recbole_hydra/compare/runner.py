@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import recbole_hydra
-from recbole_hydra.compare.plan import task_as_json
+from recbole_hydra.compare.plan import Plan, Task, task_as_json
 from recbole_hydra.compare.worker import LOG, RESULT
 from recbole_hydra.output_folder import read_json, write_json
 
@@ -16,7 +18,7 @@ from recbole_hydra.output_folder import read_json, write_json
 PATIENCE = 10
 
 
-def run_tasks(plan, show_progress=True):
+def run_tasks(plan: Plan, show_progress: bool = True) -> None:
     """Run what is not finished; a failed run is written down, and the next one begins.
 
     A run that was killed, or failed, goes on at the epoch it had reached.
@@ -40,7 +42,7 @@ def run_tasks(plan, show_progress=True):
             name = f"{task.model} on {task.dataset}, seed {task.seed}"
             bar.set_description(name)
 
-            def on_event(event, name=name):
+            def on_event(event: dict[str, Any], name: str = name) -> None:
                 epoch, best = event["epoch"], event["best"]
                 bar.set_description(f"{name}: epoch {epoch}, best {best:.4f}")
 
@@ -50,7 +52,7 @@ def run_tasks(plan, show_progress=True):
             bar.update()
 
 
-def run_task(task, on_event) -> dict:
+def run_task(task: Task, on_event: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run one task to its end and return its result.
 
     Raises:
@@ -72,6 +74,7 @@ def run_task(task, on_event) -> dict:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,  # Ctrl-C is ours to handle
         )
+        assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(task_as_json(task))
             process.stdin.flush()
@@ -102,7 +105,7 @@ def run_task(task, on_event) -> dict:
     return result
 
 
-def _end(process):
+def _end(process: subprocess.Popen[str]) -> None:
     process.terminate()
     try:
         process.wait(PATIENCE)
@@ -111,7 +114,7 @@ def _end(process):
         process.wait()
 
 
-def _how_it_ended(status, folder) -> str:
+def _how_it_ended(status: int, folder: Path) -> str:
     if status == -signal.SIGKILL:
         return "killed, probably by the system, for lack of memory"
     if status < 0:

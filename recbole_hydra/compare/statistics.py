@@ -1,6 +1,8 @@
 """What a table says: means, spread, gains, significance, and whether its runs may be compared."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,11 @@ LEVELS = ((0.01, "**"), (0.05, "*"))
 ROUNDING = 1.01
 
 
-def per_user(results, ranks, metrics) -> dict:
+def per_user(
+    results: Iterable[Mapping[str, Any]],
+    ranks: Mapping[tuple[str, int], pd.DataFrame],
+    metrics: Sequence[str],
+) -> dict[tuple[str, str, str], pd.Series]:
     """Per-user metrics of every model, the mean over its seeds.
 
     Args:
@@ -40,7 +46,11 @@ def per_user(results, ranks, metrics) -> dict:
     return values
 
 
-def summary(results, ranks, metrics) -> pd.DataFrame:
+def summary(
+    results: Sequence[Mapping[str, Any]],
+    ranks: Mapping[tuple[str, int], pd.DataFrame],
+    metrics: Sequence[str],
+) -> pd.DataFrame:
     """Mean, spread, gain and significance of every model, ranking and metric on one dataset.
 
     The baselines are the models that are not of this package. ``gain`` is relative to the best of
@@ -70,7 +80,7 @@ def summary(results, ranks, metrics) -> pd.DataFrame:
             for (other, r, m), numbers in by_run.items()
             if (r, m) == (ranking, name) and other not in MODELS
         }
-        better = min if smaller_is_better(name) else max
+        better: Callable[..., Any] = min if smaller_is_better(name) else max
         baseline = better(baselines, key=baselines.get) if baselines else None
         mean = float(np.mean(values))
         best = baselines.get(baseline)
@@ -96,7 +106,7 @@ def summary(results, ranks, metrics) -> pd.DataFrame:
     return table
 
 
-def paired_p(first, second, domains=None) -> float:
+def paired_p(first: pd.Series, second: pd.Series, domains: pd.Series | None = None) -> float:
     """Two-sided p-value of a paired t-test of two Series with one value per user.
 
     Users are paired by id. Without any difference it is 1; with one and the same difference for
@@ -123,12 +133,16 @@ def paired_p(first, second, domains=None) -> float:
     return float(2 * student.sf(abs(strata.mean().sum()) / np.sqrt(variance.sum()), freedom))
 
 
-def mark(p) -> str:
+def mark(p: float) -> str:
     """The marks of a p-value: ``**``, ``*`` or nothing."""
     return next((text for level, text in LEVELS if p < level), "")
 
 
-def unfair(results, ranks, expected=None) -> list[str]:
+def unfair(
+    results: Sequence[Mapping[str, Any]],
+    ranks: Mapping[tuple[str, int], pd.DataFrame],
+    expected: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Say, one line each, why the finished runs of one dataset may not stand in one table.
 
     Args:
@@ -177,15 +191,15 @@ def unfair(results, ranks, expected=None) -> list[str]:
     return found
 
 
-def _name(result) -> str:
+def _name(result: Mapping[str, Any]) -> str:
     return f"{result['model']} seed {result['seed']}"
 
 
-def _listed(groups) -> str:
+def _listed(groups: Mapping[str, Iterable[str]]) -> str:
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
 
 
-def by_group(table, column, groups=4) -> pd.Series:
+def by_group(table: pd.DataFrame, column: str, groups: int = 4) -> pd.Series:
     """Put users into groups of about equal size by ``column``; a value is in one group only.
 
     Returns:

@@ -12,7 +12,9 @@ import statistics
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from recbole_hydra.errors import describe
 from recbole_hydra.output_folder import write_json
@@ -21,14 +23,14 @@ from recbole_hydra.output_folder import write_json
 RESULT, RANKS, SETTINGS, LOG = "result.json", "ranks.parquet", "settings.yaml", "log.txt"
 
 
-def main():
+def main() -> None:
     """Run the task that stdin names, and write its result; never raises."""
     task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no event
 
-    def emit(**event):
+    def emit(**event: Any) -> None:
         print(json.dumps(event), file=events, flush=True)
 
     folder = Path(task["folder"])
@@ -42,13 +44,13 @@ def main():
     write_json(folder / RESULT, {**which, **result})
 
 
-def _end_with_parent():
+def _end_with_parent() -> None:
     while os.read(0, 1024):  # not sys.stdin.read: its lock would be in the way of our own end
         pass
     os._exit(1)
 
 
-def run(task: dict, emit) -> dict:
+def run(task: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     """Train, test and rank; returns what ``result.json`` holds of it."""
     import yaml
     from recbole.utils import ModelType
@@ -60,11 +62,11 @@ def run(task: dict, emit) -> dict:
     from recbole_hydra.model import get_model
     from recbole_hydra.training.run import evaluated_before, read_test_set, train_or_continue
 
-    better = max if task["larger_is_better"] else min
+    better: Callable[..., Any] = max if task["larger_is_better"] else min
     scores = [entry["valid_score"] for entry in evaluated_before("checkpoints")]
     best = better(scores, default=None)
 
-    def on_epoch(entry):
+    def on_epoch(entry: Mapping[str, Any]) -> None:
         nonlocal best
         best = entry["valid_score"] if best is None else better(best, entry["valid_score"])
         emit(epoch=entry["epoch"], score=entry["valid_score"], best=best)
@@ -121,7 +123,7 @@ def run(task: dict, emit) -> dict:
     }
 
 
-def _gpu_peak_memory():
+def _gpu_peak_memory() -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None

@@ -13,6 +13,7 @@ when it can be deleted.
 
 import functools
 import importlib
+from types import ModuleType
 
 from recbole_hydra.compat.imports import after_import
 from recbole_hydra.compat.installing import require_recbole
@@ -40,9 +41,9 @@ def apply() -> None:
     """
     require_recbole()
     silence_warnings()
-    if apply.done:
+    if apply.done:  # type: ignore[attr-defined]
         return
-    apply.done = True
+    apply.done = True  # type: ignore[attr-defined]
     for module, ours, function in MENDED:
         after_import(module, functools.partial(_mend, ours, function))
     sine = "recbole.model.sequential_recommender.sine"
@@ -50,10 +51,10 @@ def apply() -> None:
 
 
 #: Whether it has been called.
-apply.done = False
+apply.done = False  # type: ignore[attr-defined]
 
 
-def _mend(ours, function, module):
+def _mend(ours: str, function: str, module: ModuleType) -> None:
     """Mend a module of RecBole, once in its life."""
     done = vars(module).setdefault("_mended_by_recbole_hydra", set())
     if function not in done:
@@ -61,13 +62,13 @@ def _mend(ours, function, module):
         getattr(importlib.import_module(f"recbole_hydra.{ours}"), function)(module)
 
 
-def _anomaly_mode():
+def _anomaly_mode() -> bool:
     from recbole_hydra.compat import libraries
 
     return libraries.anomaly_mode()
 
 
-def _leave_anomaly_mode(_, before):
+def _leave_anomaly_mode(_: ModuleType, before: bool | None) -> None:
     from recbole_hydra.compat import libraries
 
     libraries.leave_anomaly_mode(before)

@@ -3,10 +3,20 @@
 The methods below write and read plain data instead. Delete when RecBole saves plain data.
 """
 
+from __future__ import annotations
+
 import functools
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+    from recbole.trainer import PretrainTrainer, Trainer
 
 
-def mend_trainers(module) -> None:
+def mend_trainers(module: ModuleType) -> None:
     """Let RecBole's trainers write and read plain data; ``module`` is recbole.trainer.trainer."""
     Trainer, PretrainTrainer = module.Trainer, module.PretrainTrainer
     Trainer.fit = _remember_dataset(Trainer.fit)
@@ -16,18 +26,20 @@ def mend_trainers(module) -> None:
     PretrainTrainer.save_pretrained_model = save_plain_pretrained_model
 
 
-def _remember_dataset(fit):
+def _remember_dataset(fit: Callable[..., Any]) -> Callable[..., Any]:
     """Let the trainer know the dataset, whose vocabulary belongs in its checkpoints."""
 
     @functools.wraps(fit)
-    def fit_and_remember(self, train_data, *args, **kwargs):
+    def fit_and_remember(
+        self: Trainer, train_data: AbstractDataLoader, *args: Any, **kwargs: Any
+    ) -> Any:
         self.train_dataset = train_data._dataset
         return fit(self, train_data, *args, **kwargs)
 
     return fit_and_remember
 
 
-def save_plain_checkpoint(self, epoch, verbose=True, **kwargs):
+def save_plain_checkpoint(self: Trainer, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
     """RecBole's ``Trainer._save_checkpoint``, writing plain data."""
     from recbole_hydra.checkpoint import model_state, save_checkpoint, vocabulary
 
@@ -45,7 +57,7 @@ def save_plain_checkpoint(self, epoch, verbose=True, **kwargs):
         self.logger.info(f"Saving current: {path}")
 
 
-def resume_plain_checkpoint(self, resume_file):
+def resume_plain_checkpoint(self: Trainer, resume_file: str | os.PathLike[str]) -> None:
     """RecBole's ``Trainer.resume_checkpoint``, reading plain data.
 
     As RecBole's, it restores weights, optimizer and counters, not the random generators;
@@ -68,13 +80,17 @@ def resume_plain_checkpoint(self, resume_file):
     self.logger.info(f"Checkpoint loaded. Resume training from epoch {self.start_epoch}")
 
 
-def _load_best_model_plainly(evaluate):
+def _load_best_model_plainly(evaluate: Callable[..., Any]) -> Callable[..., Any]:
     """RecBole's ``Trainer.evaluate``, reading the best model from plain data."""
 
     @functools.wraps(evaluate)
     def evaluate_plainly(
-        self, eval_data, load_best_model=True, model_file=None, show_progress=False
-    ):
+        self: Trainer,
+        eval_data: AbstractDataLoader | None,
+        load_best_model: bool = True,
+        model_file: str | os.PathLike[str] | None = None,
+        show_progress: bool = False,
+    ) -> Any:
         from recbole_hydra.checkpoint import load_checkpoint, restore_model
 
         if load_best_model and eval_data:
@@ -86,7 +102,9 @@ def _load_best_model_plainly(evaluate):
     return evaluate_plainly
 
 
-def save_plain_pretrained_model(self, epoch, saved_model_file):
+def save_plain_pretrained_model(
+    self: PretrainTrainer, epoch: int, saved_model_file: str | os.PathLike[str]
+) -> None:
     """RecBole's ``PretrainTrainer.save_pretrained_model``, writing plain data.
 
     The models that read it (S3Rec, RaCT) call ``torch.load``, which takes plain data.

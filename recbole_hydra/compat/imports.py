@@ -6,9 +6,15 @@ Delete when nothing of RecBole needs mending.
 
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 
-def after_import(module: str, function, before=None) -> None:
+def after_import(
+    module: str, function: Callable[..., object], before: Callable[[], object] | None = None
+) -> None:
     """Call ``function(module)`` once a module has run: now if it has, else when it does.
 
     Args:
@@ -32,10 +38,17 @@ class _AfterImport:
         waiting: those functions, with what comes before, by the name of the module.
     """
 
-    def __init__(self):
-        self.waiting = {}
+    def __init__(self) -> None:
+        self.waiting: dict[
+            str, list[tuple[Callable[..., object], Callable[[], object] | None]]
+        ] = {}
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
         functions = self.waiting.pop(fullname, None)
         if functions is None:
             return None
@@ -45,15 +58,16 @@ class _AfterImport:
             return None
         if not self.waiting:
             sys.meta_path.remove(self)
-        run = spec.loader.exec_module
+        loader: Any = spec.loader
+        run = loader.exec_module
 
-        def run_and_call(module):
+        def run_and_call(module: ModuleType) -> None:
             more = [[] if before is None else [before()] for _, before in functions]
             run(module)
             for (function, _), arguments in zip(functions, more, strict=True):
                 function(module, *arguments)
 
-        spec.loader.exec_module = run_and_call
+        loader.exec_module = run_and_call
         return spec
 
 

@@ -1,9 +1,10 @@
 """What numpy, pandas and torch do that RecBole, and Ray, do not expect."""
 
 import warnings
+from types import ModuleType
 
 
-def restore_numpy_aliases(module) -> None:
+def restore_numpy_aliases(module: ModuleType) -> None:
     """Put back ``np.float_``, ``np.complex_`` and ``np.unicode_``, removed in numpy 2.0.
 
     RecBole's ``Config.compatibility_settings`` reads them; ``module`` is that one's. Delete when

@@ -4,20 +4,30 @@ What takes their place is in :mod:`recbole_hydra.data`; RecBole's own Config kee
 Delete each when RecBole's does what ours does.
 """
 
+from __future__ import annotations
+
 import csv
 import functools
 import importlib
 import os
 import re
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas
 import torch
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.utils import FeatureSource
 
-def mend_datasets(module) -> None:
+
+def mend_datasets(module: ModuleType) -> None:
     """Let RecBole's datasets load our way; ``module`` is recbole.data.dataset.dataset."""
-    module.pd = atomic_files
+    module.pd = atomic_files  # type: ignore[attr-defined]
     Dataset = module.Dataset
     Dataset.__init__ = _in_exact_order(Dataset.__init__)
     Dataset._download = _without_barrier(Dataset._download)
@@ -27,7 +37,7 @@ def mend_datasets(module) -> None:
     Dataset._filter_by_field_value = _our_way(Dataset._filter_by_field_value, "filters", "apply")
 
 
-def mend_sequential_datasets(module) -> None:
+def mend_sequential_datasets(module: ModuleType) -> None:
     """Let ready-made rows be those of the files; ``module`` is that of SequentialDataset."""
     datasets = module.SequentialDataset
     datasets._benchmark_presets = _our_way(datasets._benchmark_presets, "ready_made", "adopt")
@@ -44,18 +54,30 @@ class _PandasForAtomicFiles:
         as_text: name of a column that is read as the text it is, whatever its type; None for none.
     """
 
-    as_text = None
+    as_text: str | None = None
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(pandas, name)
 
-    def read_csv(self, path, delimiter, usecols, dtype, encoding, **_):
+    def read_csv(
+        self,
+        path: str | os.PathLike[str],
+        delimiter: str,
+        usecols: list[str],
+        dtype: Mapping[str, type],
+        encoding: str,
+        **_: Any,
+    ) -> pandas.DataFrame:
         """``pandas.read_csv`` with the arguments of RecBole's one call."""
         dtype = {
             column: str if column.rpartition(":")[0] == self.as_text else kind
             for column, kind in dtype.items()
         }
-        missing = {str: [""], np.float64: ["", "nan", "NaN", "NA", "N/A", "null", "None"]}
+        missing: dict[type, list[str]] = {
+            str: [""],
+            np.float64: ["", "nan", "NaN", "NA", "N/A", "null", "None"],
+        }
+        precision: dict[str, Any] = {"float_precision": "round_trip"}
         return pandas.read_csv(
             path,
             sep=delimiter if len(delimiter) == 1 else re.escape(delimiter),
@@ -67,7 +89,7 @@ class _PandasForAtomicFiles:
             na_values={column: missing[kind] for column, kind in dtype.items()},
             # Python's own reads no field above 128 KB, C's no separator of several characters.
             engine="c" if len(delimiter) == 1 else "python",
-            **({"float_precision": "round_trip"} if len(delimiter) == 1 else {}),
+            **(precision if len(delimiter) == 1 else {}),
         )
 
 
@@ -75,11 +97,13 @@ class _PandasForAtomicFiles:
 atomic_files = _PandasForAtomicFiles()
 
 
-def _our_way(recboles, module, name):
+def _our_way(
+    recboles: Callable[[Dataset], None], module: str, name: str
+) -> Callable[[Dataset], None]:
     """A method of RecBole's datasets that calls ``recbole_hydra.data.<module>.<name>`` instead."""
 
     @functools.wraps(recboles)
-    def ours_or_recboles(self):
+    def ours_or_recboles(self: Dataset) -> None:
         from recbole_hydra.data.loading import is_ours
 
         if not is_ours(self.config):
@@ -89,11 +113,13 @@ def _our_way(recboles, module, name):
     return ours_or_recboles
 
 
-def _and_clean_lists(load_data):
+def _and_clean_lists(
+    load_data: Callable[[Dataset, str, str], None],
+) -> Callable[[Dataset, str, str], None]:
     """RecBole's ``Dataset._load_data``, then padding is taken out of lists of items."""
 
     @functools.wraps(load_data)
-    def load_and_clean(self, token, dataset_path):
+    def load_and_clean(self: Dataset, token: str, dataset_path: str) -> None:
         load_data(self, token, dataset_path)
         from recbole_hydra.data import list_padding, loading
 
@@ -104,11 +130,15 @@ def _and_clean_lists(load_data):
     return load_and_clean
 
 
-def _after_a_look(load_feat):
+def _after_a_look(
+    load_feat: Callable[..., pandas.DataFrame | None],
+) -> Callable[..., pandas.DataFrame | None]:
     """RecBole's ``Dataset._load_feat``, with errors that name the file, the line and the remedy."""
 
     @functools.wraps(load_feat)
-    def look_and_load(self, filepath, source):
+    def look_and_load(
+        self: Dataset, filepath: str, source: FeatureSource | str
+    ) -> pandas.DataFrame | None:
         from recbole_hydra.data import loading
 
         if not loading.is_ours(self.config):
@@ -118,7 +148,7 @@ def _after_a_look(load_feat):
     return look_and_load
 
 
-def _in_exact_order(init):
+def _in_exact_order(init: Callable[[Dataset, Config], None]) -> Callable[[Dataset, Config], None]:
     """RecBole's ``Dataset.__init__``, for a dataset whose times are exact.
 
     RecBole keeps times as float32. Where the config says how to order (``time_order``; RecBole's
@@ -127,7 +157,7 @@ def _in_exact_order(init):
     """
 
     @functools.wraps(init)
-    def init_in_exact_order(self, config):
+    def init_in_exact_order(self: Dataset, config: Config) -> None:
         if config["time_order"] is not None:
             from recbole_hydra.data.times import with_exact_times
 
@@ -137,7 +167,7 @@ def _in_exact_order(init):
     return init_in_exact_order
 
 
-def _without_barrier(download):
+def _without_barrier(download: Callable[[Dataset], None]) -> Callable[[Dataset], None]:
     """RecBole's ``Dataset._download``, which ends in a barrier of a process group.
 
     In a run of one process there is none and the barrier raises after the files have arrived.
@@ -145,7 +175,7 @@ def _without_barrier(download):
     """
 
     @functools.wraps(download)
-    def download_without_barrier(self):
+    def download_without_barrier(self: Dataset) -> None:
         try:
             download(self)
         except (ValueError, RuntimeError):

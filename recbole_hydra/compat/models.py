@@ -1,12 +1,23 @@
 """Repairs of RecBole's models."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 import scipy.sparse
 import torch
+from torch import Tensor
 
 from recbole_hydra.compat.sampling import guard_line, guard_masked
 
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+    from recbole.model.general_recommender import Pop
 
-def repair_model_module(module) -> None:
+
+def repair_model_module(module: ModuleType) -> None:
     """Repair a module of RecBole's models: a ``dok_matrix`` that it can update, Pop's count, and
     negative sampling that never ends."""
     for name, method, guard in (
@@ -18,13 +29,13 @@ def repair_model_module(module) -> None:
             setattr(model, method, guard(getattr(model, method)))
     if module.__name__ == "recbole.model.general_recommender.pop":
         module.Pop.calculate_loss = count_every_interaction
-    if getattr(module, "sp", None) is scipy.sparse and not hasattr(
-        scipy.sparse.dok_matrix, "_update"
+    if not hasattr(scipy.sparse.dok_matrix, "_update") and (
+        getattr(module, "sp", None) is scipy.sparse
     ):
-        module.sp = _Scipy()
+        module.sp = _Scipy()  # type: ignore[attr-defined]
 
 
-def count_every_interaction(self, interaction):
+def count_every_interaction(self: Pop, interaction: Interaction) -> Tensor:
     """RecBole's ``Pop.calculate_loss``, which counts an item at most once per batch.
 
     With RecBole's batches of 2,048 the most popular items all look alike, and the baseline looks
@@ -43,7 +54,7 @@ class _DokMatrix(scipy.sparse.dok_matrix):
     RecBole builds them otherwise.
     """
 
-    def _update(self, data):
+    def _update(self, data: Mapping[tuple[int, int], float]) -> None:
         self._dict.update(data)
 
 
@@ -52,5 +63,5 @@ class _Scipy:
 
     dok_matrix = _DokMatrix
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(scipy.sparse, name)

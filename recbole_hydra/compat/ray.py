@@ -49,5 +49,5 @@ def ray_tune() -> SimpleNamespace:
         report=session.report,
         RunConfig=RunConfig,
         FailureConfig=FailureConfig,
-        run_settings={"sync_config": tune.SyncConfig(syncer=None)},
+        run_settings={"sync_config": tune.SyncConfig(syncer=None)},  # type: ignore[call-arg]
     )

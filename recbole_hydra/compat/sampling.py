@@ -3,12 +3,30 @@
 Delete when its samplers notice.
 """
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable, Collection, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataloader.abstract_dataloader import NegSampleDataLoader
+    from recbole.data.dataloader.knowledge_dataloader import KGDataLoader
+    from recbole.data.dataset import Dataset
+    from recbole.data.transform import MaskItemSequence
+    from recbole.model.general_recommender import LINE
+    from recbole.model.sequential_recommender import S3Rec
+    from recbole.sampler import AbstractSampler, KGSampler, Sampler, SeqSampler
+    from torch import Tensor
 
-def mend_samplers(module) -> None:
+    from recbole_hydra.errors import DatasetError
+
+
+def mend_samplers(module: ModuleType) -> None:
     """Let RecBole's samplers raise DatasetError where they would never end."""
     keys, sequences = module.AbstractSampler, module.SeqSampler
     keys.sample_by_key_ids = _guard_keys(keys.sample_by_key_ids)
@@ -17,24 +35,24 @@ def mend_samplers(module) -> None:
         one.get_used_ids = _in_one_line(one.get_used_ids)
 
 
-def mend_loaders(module) -> None:
+def mend_loaders(module: ModuleType) -> None:
     """Let loaders of batches with negatives look first whether there are any."""
     loader = module.NegSampleDataLoader
     loader.__init__ = _checking_negatives(loader.__init__)
 
 
-def mend_knowledge_loaders(module) -> None:
+def mend_knowledge_loaders(module: ModuleType) -> None:
     """The same of loaders of knowledge graphs."""
     module.KGDataLoader.__init__ = _checking_negatives(module.KGDataLoader.__init__)
 
 
-def mend_transforms(module) -> None:
+def mend_transforms(module: ModuleType) -> None:
     """The same of BERT4Rec's masks."""
     masks = module.MaskItemSequence
     masks._neg_sample = guard_masked(masks._neg_sample)
 
 
-def _no_negative(number, whose, what="items"):
+def _no_negative(number: int, whose: str, what: str = "items") -> DatasetError:
     from recbole_hydra.errors import DatasetError
 
     return DatasetError(
@@ -45,14 +63,16 @@ def _no_negative(number, whose, what="items"):
     )
 
 
-def _number_drawable(sampler) -> int:
+def _number_drawable(sampler: AbstractSampler) -> int:
     """How many ids a sampler draws from."""
     if sampler.distribution == "popularity":
         return len(sampler.prob)
     return (sampler.entity_num if hasattr(sampler, "entity_num") else sampler.item_num) - 1
 
 
-def _refuse_endless(sampler, positives, names):
+def _refuse_endless(
+    sampler: AbstractSampler, positives: Collection[set[int]], names: Callable[[int], str]
+) -> None:
     """Raise DatasetError where one of ``positives``, sets of ids, leaves nothing to be drawn;
     ``names`` is called with its index, to say whose they are."""
     number = _number_drawable(sampler)
@@ -66,7 +86,9 @@ def _refuse_endless(sampler, positives, names):
             raise _no_negative(number, names(index), what)
 
 
-def refuse_endless_sampling(sampler, keys, positives) -> None:
+def refuse_endless_sampling(
+    sampler: AbstractSampler, keys: Tensor | np.ndarray, positives: Tensor | np.ndarray
+) -> None:
     """Raise DatasetError where a sampler of RecBole's would draw for ever.
 
     Args:
@@ -82,16 +104,16 @@ def refuse_endless_sampling(sampler, keys, positives) -> None:
         field = next((field for field in names if hasattr(sampler, field)), None)
         dataset = sampler.datasets[0] if hasattr(sampler, "datasets") else sampler.dataset
 
-        def name(index):
+        def name(index: int) -> str:
             token = dataset.id2token(getattr(sampler, field), keys[index]) if field else keys[index]
-            return f"{names.get(field, 'id')} {token}"
+            return f"{names[field] if field else 'id'} {token}"
 
         _refuse_endless(sampler, [sampler.used_ids[key] for key in keys], name)
 
 
-def _guard_keys(sample_by_key_ids):
+def _guard_keys(sample_by_key_ids: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(sample_by_key_ids)
-    def sample(self, key_ids, num):
+    def sample(self: AbstractSampler, key_ids: Sequence[int] | np.ndarray, num: int) -> Tensor:
         if len(key_ids):
             _refuse_endless(self, self.used_ids[np.asarray(key_ids)], lambda _: "an interaction")
         return sample_by_key_ids(self, key_ids, num)
@@ -99,9 +121,9 @@ def _guard_keys(sample_by_key_ids):
     return sample
 
 
-def _guard_sequence(sample_neg_sequence):
+def _guard_sequence(sample_neg_sequence: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(sample_neg_sequence)
-    def sample(self, pos_sequence):
+    def sample(self: SeqSampler, pos_sequence: Tensor) -> Tensor:
         if _number_drawable(self) < 2:
             positives = [{item} for item in np.asarray(pos_sequence).tolist()]
             _refuse_endless(self, positives, lambda _: "an interaction")
@@ -110,11 +132,11 @@ def _guard_sequence(sample_neg_sequence):
     return sample
 
 
-def guard_masked(neg_sample):
+def guard_masked(neg_sample: Callable[..., int]) -> Callable[..., int]:
     """For BERT4Rec and S3Rec, which draw an item that is not in the history."""
 
     @functools.wraps(neg_sample)
-    def sample(self, item_set, *n_items):
+    def sample(self: MaskItemSequence | S3Rec, item_set: Sequence[int], *n_items: int) -> int:
         number = (n_items[0] if n_items else self.n_items) - 1
         if len(item_set) >= number and len({*item_set} - {0}) >= number:
             raise _no_negative(number, "a history")
@@ -123,11 +145,11 @@ def guard_masked(neg_sample):
     return sample
 
 
-def guard_line(sampler):
+def guard_line(sampler: Callable[[LINE, Tensor], Tensor]) -> Callable[[LINE, Tensor], Tensor]:
     """For LINE, which draws a user who has not had the item."""
 
     @functools.wraps(sampler)
-    def sample(self, key_ids):
+    def sample(self: LINE, key_ids: Tensor) -> Tensor:
         for key in key_ids.unique().tolist():
             if len(self.used_ids[key]) >= self.n_users - 1:
                 raise _no_negative(self.n_users - 1, "an item", "users")
@@ -136,11 +158,13 @@ def guard_line(sampler):
     return sample
 
 
-def _in_one_line(get_used_ids):
+def _in_one_line(
+    get_used_ids: Callable[..., dict[str, np.ndarray] | np.ndarray],
+) -> Callable[..., dict[str, np.ndarray] | np.ndarray]:
     """RecBole's own check of users who have all items, as an error of the input."""
 
     @functools.wraps(get_used_ids)
-    def get(self):
+    def get(self: Sampler | KGSampler) -> dict[str, np.ndarray] | np.ndarray:
         from recbole_hydra.errors import DatasetError
 
         try:
@@ -151,12 +175,18 @@ def _in_one_line(get_used_ids):
     return get
 
 
-def _checking_negatives(init):
+def _checking_negatives(init: Callable[..., None]) -> Callable[..., None]:
     """Look for what cannot be sampled when a loader is made: later it may be in a process of its
     own, whose errors are not one line."""
 
     @functools.wraps(init)
-    def init_and_check(self, config, dataset, sampler, shuffle=True):
+    def init_and_check(
+        self: NegSampleDataLoader | KGDataLoader,
+        config: Config,
+        dataset: Dataset,
+        sampler: AbstractSampler,
+        shuffle: bool = True,
+    ) -> None:
         init(self, config, dataset, sampler, shuffle=shuffle)
         if hasattr(self, "hid_field"):
             heads, tails = dataset.kg_feat[self.hid_field], dataset.kg_feat[self.tid_field]

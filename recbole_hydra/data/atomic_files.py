@@ -4,18 +4,25 @@ Whatever is wrong with a file is one line here: the file, the line in it, and wh
 that goes on where a line has a field too few, or too many, would train on something else.
 """
 
+from __future__ import annotations
+
 import codecs
 import csv
 import functools
 import os
 import re
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from recbole.utils import FeatureType
 
 from recbole_hydra import checks
 from recbole_hydra.errors import DatasetError
+
+if TYPE_CHECKING:
+    from recbole.config import Config
 
 #: Types of columns, as the first line of a file names them.
 KINDS = tuple(kind.value for kind in FeatureType)
@@ -35,7 +42,7 @@ _MARKS = (
 _SEPARATORS = ("\t", ",", ";", "|", "::", " ")
 
 
-def check_file(config, path) -> dict:
+def check_file(config: Config, path: str | Path) -> dict[str, str]:
     """Read every line of an atomic file once, and return its columns and their types.
 
     Args:
@@ -55,7 +62,7 @@ def check_file(config, path) -> dict:
     )
 
 
-def read_header(config, path) -> dict:
+def read_header(config: Config, path: str | Path) -> dict[str, str]:
     """The columns of an atomic file and their types, without a look at its other lines.
 
     Raises:
@@ -66,7 +73,9 @@ def read_header(config, path) -> dict:
     return _header(config["dataset"], str(path), encoding, separator)
 
 
-def read_columns(config, path, columns=None) -> pd.DataFrame:
+def read_columns(
+    config: Config, path: str | Path, columns: list[str] | None = None
+) -> pd.DataFrame:
     """Columns of an atomic file as strings: quotes are part of a text, and a brand may be NA.
 
     Args:
@@ -89,7 +98,7 @@ def read_columns(config, path, columns=None) -> pd.DataFrame:
     )
 
 
-def check_numbers(config, path, columns) -> None:
+def check_numbers(config: Config, path: str | Path, columns: Container[str]) -> None:
     """Raise DatasetError for the first value of the columns of numbers that is none.
 
     Args:
@@ -114,7 +123,7 @@ def check_numbers(config, path, columns) -> None:
             )
 
 
-def check_ids(config, path, columns) -> None:
+def check_ids(config: Config, path: str | Path, columns: Iterable[str]) -> None:
     """Raise DatasetError where every id of a column is in quotes, as some programs write CSV: they
     would be part of the ids, and no id of another file or call would be the same."""
     for name in columns:
@@ -132,7 +141,7 @@ def check_ids(config, path, columns) -> None:
                 )
 
 
-def _starts_quoted(config, path) -> bool:
+def _starts_quoted(config: Config, path: str | Path) -> bool:
     """Whether a field of the first row is in quotes: in most files none is, and that is that."""
     separator = config["field_separator"]
     with open(path, encoding=_encoding(config)) as file:
@@ -141,14 +150,14 @@ def _starts_quoted(config, path) -> bool:
     return any(field.strip()[:1] in ('"', "'") for field in row.split(separator) if field.strip())
 
 
-def has_rows(config, path) -> bool:
+def has_rows(config: Config, path: str | Path) -> bool:
     """Whether there is anything below the first line of a file."""
     with open(path, encoding=_encoding(config)) as file:
         next(file, None)
         return any(not _is_blank(line, config["field_separator"]) for line in file)
 
 
-def check_no_missing(config, path, columns) -> None:
+def check_no_missing(config: Config, path: str | Path, columns: Iterable[str]) -> None:
     """Raise DatasetError for the first line where one of the columns is empty."""
     for name in columns:
         kind = read_header(config, path).get(name)
@@ -160,11 +169,11 @@ def check_no_missing(config, path, columns) -> None:
             raise DatasetError(f"dataset {config['dataset']}: {path}, {line}: no {name}; add it")
 
 
-def _encoding(config) -> str:
+def _encoding(config: Config) -> str:
     return config["encoding"] or "utf-8"  # RecBole's own Config has none by default
 
 
-def _is_number(text) -> bool:
+def _is_number(text: str) -> bool:
     try:
         float(text or 0)  # RecBole drops what is empty between two separators
     except ValueError:
@@ -172,7 +181,7 @@ def _is_number(text) -> bool:
     return True
 
 
-def _line_of(config, path, row) -> str:
+def _line_of(config: Config, path: str | Path, row: int) -> str:
     """The line, for a message, of a row as pandas counts them, which passes over empty lines."""
     separator = config["field_separator"]
     with open(path, encoding=_encoding(config)) as file:
@@ -186,12 +195,12 @@ def _line_of(config, path, row) -> str:
     return "last line"
 
 
-def _is_blank(line, separator) -> bool:
+def _is_blank(line: str, separator: str) -> bool:
     # Of spaces alone, as pandas has it: other white space, such as U+0085, is a sign.
     return not line.strip(" \t\r\n") and separator not in line
 
 
-def _opened(config, path) -> tuple:
+def _opened(config: Config, path: str | Path) -> tuple[int, int]:
     """Check what a file is opened with; returns what tells its states apart, for a cache."""
     # Our Config has checked both; RecBole's own, which may come here too, has not.
     checks.text_encoding("encoding", _encoding(config))
@@ -208,7 +217,9 @@ def _opened(config, path) -> tuple:
 
 
 @functools.lru_cache(maxsize=64)
-def _check(name, path, state, encoding, separator) -> tuple:
+def _check(
+    name: str, path: str, state: tuple[int, int], encoding: str, separator: str
+) -> tuple[tuple[str, str], ...]:
     """:func:`check_file`, once per state of a file."""
     types = _header(name, path, encoding, separator)
     wanted = len(types) - 1
@@ -222,7 +233,7 @@ def _check(name, path, state, encoding, separator) -> tuple:
     return tuple(types.items())
 
 
-def _header(name, path, encoding, separator) -> dict:
+def _header(name: str, path: str, encoding: str, separator: str) -> dict[str, str]:
     _check_mark(name, path, encoding)
     try:
         with open(path, encoding=encoding) as file:
@@ -257,7 +268,7 @@ def _header(name, path, encoding, separator) -> dict:
             f"{where}, line 1: the columns are not separated by field_separator, {separator!r}; "
             f"set it to {other!r}, or write the file with {separator!r}"
         )
-    types = {}
+    types: dict[str, str] = {}
     for column in columns:
         field, colon, kind = column.partition(":")
         if kind not in KINDS:
@@ -278,7 +289,7 @@ def _header(name, path, encoding, separator) -> dict:
     return types
 
 
-def _other_separator(header) -> str | None:
+def _other_separator(header: str) -> str | None:
     """What stands between the columns of a first line, judged by the types in it."""
     kinds = "|".join(sorted(KINDS, key=len, reverse=True))
     if found := re.search(rf":(?:{kinds})([^\w:]+|::)\w", header):
@@ -286,7 +297,9 @@ def _other_separator(header) -> str | None:
     return next((other for other in _SEPARATORS if other in header), None)
 
 
-def _wrong_fields(name, path, number, line, separator, types) -> str:
+def _wrong_fields(
+    name: str, path: str, number: int, line: str, separator: str, types: Mapping[str, str]
+) -> str:
     line = line.rstrip("\r\n")
     found, wanted = line.count(separator) + 1, len(types)
     words = f"{found} field{'s' if found != 1 else ''}"
@@ -307,7 +320,7 @@ def _wrong_fields(name, path, number, line, separator, types) -> str:
     )
 
 
-def _check_mark(name, path, encoding):
+def _check_mark(name: str, path: str, encoding: str) -> None:
     """Refuse a file whose first bytes say that it has another encoding."""
     with open(path, "rb") as file:
         start = file.read(4)
@@ -321,7 +334,7 @@ def _check_mark(name, path, encoding):
             return
 
 
-def _wrong_encoding(name, path, encoding) -> str:
+def _wrong_encoding(name: str, path: str, encoding: str) -> str:
     """Say where a file cannot be decoded, and what it might be instead."""
     raw = Path(path).read_bytes()
     line, byte = 1, ""

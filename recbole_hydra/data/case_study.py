@@ -4,18 +4,34 @@ RecBole's own reads attributes that only its full-ranking loader has; it returns
 users where some have none.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from recbole.data.dataloader import FullSortEvalDataLoader, NegSampleEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
+from torch import Tensor
 
 from recbole_hydra.data.domains import DomainLoaders
 from recbole_hydra.errors import DatasetError
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
+
 
 @torch.no_grad()
-def full_sort_scores(uid_series, model, test_data, device=None):
+def full_sort_scores(
+    uid_series: ArrayLike,
+    model: AbstractRecommender,
+    test_data: AbstractDataLoader | DomainLoaders,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """The scores of all items for users, as RecBole's function of that name.
 
     Args:
@@ -41,7 +57,9 @@ def full_sort_scores(uid_series, model, test_data, device=None):
             "recbole_hydra.recommend goes on from a user's whole history"
         )
     domains = getattr(test_data, "domains", None)
-    loader = test_data if domains is None else next(iter(test_data.by_name.values()))
+    loader: AbstractDataLoader = (
+        test_data if domains is None else next(iter(test_data.by_name.values()))
+    )
     dataset, config = test_data._dataset, loader.config
     users = _internal_ids(uid_series, dataset)
     own = dataset.inter_feat[dataset.uid_field]
@@ -53,7 +71,7 @@ def full_sort_scores(uid_series, model, test_data, device=None):
             "recbole_hydra.recommend, which goes on from a user's whole history"
         )
     if config["MODEL_TYPE"] == ModelType.SEQUENTIAL:
-        history = []
+        history: list[Tensor] = []
         rows = dataset[(users[:, None] == own).nonzero()[:, 1]]
     else:
         history = [_history(loader, user) for user in users.tolist()]
@@ -73,12 +91,18 @@ def full_sort_scores(uid_series, model, test_data, device=None):
     return scores
 
 
-def full_sort_topk(uid_series, model, test_data, k, device=None):
+def full_sort_topk(
+    uid_series: ArrayLike,
+    model: AbstractRecommender,
+    test_data: AbstractDataLoader | DomainLoaders,
+    k: int,
+    device: torch.device | str | None = None,
+) -> torch.return_types.topk:
     """The k best of :func:`full_sort_scores`: their scores and internal ids, (rows, k) each."""
     return torch.topk(full_sort_scores(uid_series, model, test_data, device), k)
 
 
-def _internal_ids(uid_series, dataset):
+def _internal_ids(uid_series: ArrayLike, dataset: Dataset) -> Tensor:
     users = np.atleast_1d(np.asarray(uid_series))
     if users.dtype.kind not in "iu" or not np.all((users > 0) & (users < dataset.user_num)):
         raise DatasetError(
@@ -88,7 +112,7 @@ def _internal_ids(uid_series, dataset):
     return torch.from_numpy(users.astype(np.int64))
 
 
-def _history(loader, user):
+def _history(loader: AbstractDataLoader, user: int) -> Tensor:
     """What a general model is not to recommend to a user, as item ids."""
     if hasattr(loader, "uid2history_item"):
         return loader.uid2history_item[user]
@@ -97,7 +121,7 @@ def _history(loader, user):
     return torch.tensor(sorted(loader._sampler.used_ids[user] - {*asked}), dtype=torch.long)
 
 
-def _scores(model, rows, dataset):
+def _scores(model: AbstractRecommender, rows: Interaction, dataset: Dataset) -> Tensor:
     try:
         return model.full_sort_predict(rows)
     except NotImplementedError:  # it scores one item at a time

@@ -1,8 +1,12 @@
 """Creating and splitting datasets through RecBole, with errors that say what is wrong."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import recbole
 import recbole.data
@@ -27,10 +31,15 @@ from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import ConfigError, DatasetError, RecBoleHydraError
 from recbole_hydra.metrics import remember_training_counts
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+    from recbole.data.dataset import Dataset
+
 logger = logging.getLogger(__name__)
 
 
-def create_dataset(config):
+def create_dataset(config: Config) -> Dataset:
     """Create the dataset that ``config`` names, as RecBole's ``create_dataset``.
 
     With ``domains`` it is all of them in one, see :mod:`recbole_hydra.data.domains`. Where the
@@ -77,7 +86,7 @@ def create_dataset(config):
     return dataset
 
 
-def _of_domain(config):
+def _of_domain(config: Config) -> Dataset:
     """The dataset of one domain, whose interactions are to be joined with those of others."""
     if has_lists(config, config["data_path"]):
         field = list_field(config)
@@ -100,13 +109,13 @@ class PreparedData:
             (``dataloaders_save_path``).
     """
 
-    dataset: object
+    dataset: Dataset
     vocabulary: dict
     histories: dict
     splits: list | None
 
 
-def prepare_data(config) -> PreparedData:
+def prepare_data(config: Config) -> PreparedData:
     """Create the dataset that ``config`` names, and split it.
 
     Raises:
@@ -121,18 +130,23 @@ def prepare_data(config) -> PreparedData:
     return PreparedData(dataset, vocabulary, histories, _build(config, dataset))
 
 
-def make_loaders(config, data: PreparedData) -> tuple:
+def make_loaders(
+    config: Config, data: PreparedData
+) -> tuple[
+    AbstractDataLoader, AbstractDataLoader | DomainLoaders, AbstractDataLoader | DomainLoaders
+]:
     """The loaders of ``data`` under the settings of ``config``; see :func:`split_dataset`."""
-    loaders = _loaders(config, data)
+    train, valid, test = _loaders(config, data)
     domains = getattr(data.dataset, "domains", None)
     if domains is None:
-        return loaders
-    parts = (DomainLoaders(loader, domains) if len(loader) else loader for loader in loaders[1:])
-    return loaders[0], *parts
+        return train, valid, test
+    valid, test = (DomainLoaders(x, domains) if len(x) else x for x in (valid, test))
+    return train, valid, test
 
 
-def _loaders(config, data):
+def _loaders(config: Config, data: PreparedData) -> tuple[AbstractDataLoader, ...]:
     if config["training_mode"] == "autoregressive":
+        assert data.splits is not None
         return _window_loaders(config, data.dataset, data.splits)
     if data.splits is None:
         return recbole.data.data_preparation(config, data.dataset)
@@ -143,7 +157,11 @@ def _loaders(config, data):
         del data.dataset.build
 
 
-def split_dataset(config, dataset):
+def split_dataset(
+    config: Config, dataset: Dataset
+) -> tuple[
+    AbstractDataLoader, AbstractDataLoader | DomainLoaders, AbstractDataLoader | DomainLoaders
+]:
     """Split ``dataset`` and make its loaders, as RecBole's ``data_preparation``.
 
     With ``training_mode: autoregressive`` the train loader is a
@@ -160,7 +178,7 @@ def split_dataset(config, dataset):
     return make_loaders(config, PreparedData(dataset, {}, {}, _build(config, dataset)))
 
 
-def _build(config, dataset) -> list | None:
+def _build(config: Config, dataset: Dataset) -> list[Dataset] | None:
     """Split ``dataset``, in place, as RecBole's ``build``; the train split learns how often each
     item occurs in training."""
     frame, columns = dataset.inter_feat, [dataset.iid_field]
@@ -175,7 +193,7 @@ def _build(config, dataset) -> list | None:
     return splits
 
 
-def _split(config, dataset) -> list | None:
+def _split(config: Config, dataset: Dataset) -> list[Dataset] | None:
     split = config["eval_args"]["split"] or {}
     if split.get("LS") == "valid_and_test" and not config["benchmark_filename"]:
         # RecBole's sequential rows are (history, target), one fewer than a user's interactions.
@@ -207,7 +225,7 @@ def _split(config, dataset) -> list | None:
     return splits
 
 
-def _check_windows_fit(config, dataset):
+def _check_windows_fit(config: Config, dataset: Dataset) -> None:
     """Raise ConfigError for what ``training_mode: autoregressive`` cannot express."""
     remedy = "set training_mode: augmentation, or remove it"
     if config["benchmark_filename"] and not is_joined(dataset):
@@ -222,10 +240,14 @@ def _check_windows_fit(config, dataset):
         )
 
 
-def _window_loaders(config, dataset, splits):
+def _window_loaders(
+    config: Config, dataset: Dataset, splits: Sequence[Dataset]
+) -> tuple[AbstractDataLoader, ...]:
     """The loaders of RecBole's ``data_preparation`` on the splits of a :class:`TargetDataset`."""
     samplers = create_samplers(config, dataset, splits)
-    loaders = [WindowLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])]
+    loaders: list[AbstractDataLoader] = [
+        WindowLoader(config, splits[0], samplers[0], shuffle=config["shuffle"])
+    ]
     for phase, split, sampler in zip(("valid", "test"), splits[1:], samplers[1:], strict=True):
         full = config["eval_args"]["mode"][phase] == "full"
         loader = BlockEvalLoader if full else get_dataloader(config, phase)

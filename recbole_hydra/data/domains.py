@@ -7,18 +7,28 @@ order. The split is RecBole's own on the joint dataset. A target is ranked among
 domain.
 """
 
+from __future__ import annotations
+
 import copy
 import os
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
 from recbole.utils import FeatureSource, FeatureType
+from torch import Tensor
 
 from recbole_hydra.data.times import join_times
 from recbole_hydra.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+    from recbole.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,12 @@ class Domains:
         """``(first item id, last + 1)`` of every domain."""
         return list(zip(self.start[:-1], self.start[1:], strict=True))
 
-    def of(self, items):
+    def of(self, items: Tensor) -> Tensor:
         """The domain of item ids, an integer tensor of any shape, as indices into ``names``."""
         return torch.bucketize(items, torch.tensor(self.start[1:-1]).to(items), right=True)
 
 
-def domain_configs(config) -> list:
+def domain_configs(config: Config) -> list[Config]:
     """The Config of every domain of ``config``: the same settings under the domain's own."""
     configs = []
     for name, settings in config["domain_settings"].items():
@@ -59,7 +69,7 @@ def domain_configs(config) -> list:
     return configs
 
 
-def join_domains(config, parts):
+def join_domains(config: Config, parts: Sequence[Dataset]) -> Dataset:
     """Make one dataset of one per domain, loaded and not yet split.
 
     Args:
@@ -84,7 +94,8 @@ def join_domains(config, parts):
     uid, iid, time = joint.uid_field, joint.iid_field, joint.time_field
 
     users, items, start, frames = ["[PAD]"], ["[PAD]"], [1], []
-    internal, times = {}, {}  # internal user ids by raw id; times by name
+    internal: dict[str, int] = {}  # internal user ids by raw id
+    times: dict[str, tuple[np.ndarray, str | None]] = {}  # by name
     for name, part in zip(names, parts, strict=True):
         raw_users = [str(token) for token in part.field2id_token[part.uid_field][1:]]
         keys = raw_users if merge else [f"{name}:{token}" for token in raw_users]
@@ -131,7 +142,7 @@ def join_domains(config, parts):
     return joint
 
 
-def _check_times(name, dataset):
+def _check_times(name: str, dataset: Dataset) -> None:
     """Refuse times that are a user's 1, 2, 3, ...: they put nothing in order across domains."""
     frame = dataset.inter_feat
     if dataset.time_field not in frame:
@@ -157,12 +168,12 @@ class DomainLoaders:
         loader: RecBole's, or ours, of all rows. domains: of its dataset.
     """
 
-    def __init__(self, loader, domains):
+    def __init__(self, loader: AbstractDataLoader, domains: Domains) -> None:
         self.domains = domains
         self._dataset = self.dataset = loader._dataset
         rows = loader._dataset.inter_feat
         domain = domains.of(rows[loader._dataset.iid_field])
-        self.by_name = OrderedDict()
+        self.by_name: OrderedDict[str, AbstractDataLoader] = OrderedDict()
         for index, name in enumerate(domains.names):
             mine = (domain == index).nonzero().squeeze(1)
             if len(mine) == 0:
@@ -170,9 +181,9 @@ class DomainLoaders:
             part = loader._dataset.copy(rows[mine])
             self.by_name[name] = type(loader)(loader.config, part, loader._sampler, shuffle=False)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for loader in self.by_name.values():
             yield from loader
 
-    def __len__(self):
+    def __len__(self) -> int:
         return sum(len(loader) for loader in self.by_name.values())

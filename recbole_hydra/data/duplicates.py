@@ -1,11 +1,17 @@
 """Which of a user's interactions with the same item are kept: ``rm_dup_inter``."""
 
+from __future__ import annotations
+
 import logging
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +22,7 @@ KEEPS = ("first", "last")
 _NO = ("", "none", "null", "no", "false", "off", "~")
 
 
-def which_to_keep(value) -> str | None:
+def which_to_keep(value: Any) -> str | None:
     """What ``rm_dup_inter`` says: ``"first"``, ``"last"``, or None for all of them.
 
     Raises:
@@ -33,7 +39,7 @@ def which_to_keep(value) -> str | None:
     )
 
 
-def remove(dataset) -> None:
+def remove(dataset: Dataset) -> None:
     """Keep the first or last interaction of every user with every item, in place.
 
     First and last by time, those of equal times by their order in the file; without a time column
@@ -49,7 +55,7 @@ def remove(dataset) -> None:
         return
     frame, recboles = dataset.inter_feat, dataset.config["time_order"] == "recbole"
     if dataset.time_field in frame:
-        kind = "quicksort" if recboles else "stable"
+        kind: Literal["quicksort", "stable"] = "quicksort" if recboles else "stable"
         order = np.argsort(frame[dataset.time_field].to_numpy(), kind=kind)
     else:
         order = np.arange(len(frame))

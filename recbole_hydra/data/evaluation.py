@@ -1,11 +1,23 @@
 """Full-ranking evaluation in blocks of users sized to memory."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader
 from recbole.evaluator import Collector
+from torch import Tensor
 
 from recbole_hydra.metrics import collect_lists
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.interaction import Interaction
+    from recbole.sampler import AbstractSampler
+
+    from recbole_hydra.data.targets import TargetDataset
 
 #: History items of a block, padding included: few enough to compute in the cache
 #: (four times or a quarter of both limits measured slower) ...
@@ -24,7 +36,13 @@ class BlockEvalLoader(FullSortEvalDataLoader):
     ``eval_batch_size`` and the limits above allow. The metrics, means over rows, are the same.
     """
 
-    def __init__(self, config, dataset, sampler, shuffle=False):
+    def __init__(
+        self,
+        config: Config,
+        dataset: TargetDataset,
+        sampler: AbstractSampler | None,
+        shuffle: bool = False,
+    ) -> None:
         self.config, self._dataset, self._sampler = config, dataset, sampler
         self.shuffle = False
         self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
@@ -34,19 +52,19 @@ class BlockEvalLoader(FullSortEvalDataLoader):
         self._init_batch_size_and_step()
         torch.utils.data.DataLoader.__init__(
             self,
-            dataset=range(self.sample_size),
+            dataset=range(self.sample_size),  # type: ignore[arg-type]
             batch_sampler=blocks(dataset.lengths(), dataset.item_num, self.step),
             collate_fn=self.collate_fn,
             num_workers=config["worker"],
             generator=self.generator,
         )
 
-    def collate_fn(self, index):
+    def collate_fn(self, index: list[int]) -> tuple[Interaction, None, Tensor, Tensor]:
         rows = self._dataset.trimmed(index)
         return rows, None, torch.arange(len(rows)), rows[self.iid_field]
 
 
-def blocks(lengths, n_items: int, most_rows: int) -> list[list[int]]:
+def blocks(lengths: np.ndarray, n_items: int, most_rows: int) -> list[list[int]]:
     """Sort rows by length, longest first, and cut them into blocks of at least one row each.
 
     The blocks are returned from the last to the first: those with the most rows, whose scores take
@@ -71,7 +89,13 @@ class TargetCollector(Collector):
     per row a comparison with the top k says the same. Needs of other scores are RecBole's.
     """
 
-    def eval_batch_collect(self, scores_tensor, interaction, positive_u, positive_i):
+    def eval_batch_collect(
+        self,
+        scores_tensor: Tensor,
+        interaction: Interaction,
+        positive_u: Tensor,
+        positive_i: Tensor,
+    ) -> None:
         """Keep what the metrics need of a block: see RecBole's method of this name."""
         others = ("rec.meanrank", "rec.score", "data.label")
         rows = torch.arange(len(scores_tensor))

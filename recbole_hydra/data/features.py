@@ -1,14 +1,22 @@
 """The item columns that RecBole's feature models read, checked: RecBole fails deep inside a layer,
 or leaves a column out without a word."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError, DatasetError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+
 #: For each model, the setting that names the columns, and the types that it can read; those in the
 #: second tuple only as ``numerical_features``.
-FEATURES = {
+FEATURES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "SASRecF": ("selected_features", ("token", "token_seq"), ("float",)),
     "GRU4RecF": ("selected_features", ("token", "token_seq"), ("float", "float_seq")),
     "FDSA": ("selected_features", ("token", "token_seq"), ("float", "float_seq")),
@@ -16,13 +24,13 @@ FEATURES = {
 }
 
 
-def feature_setting(model_class):
+def feature_setting(model_class: type) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
     """The entry of :data:`FEATURES` for a model class or its bases, or None."""
     names = [base.__name__ for base in model_class.__mro__]
     return next((FEATURES[name] for name in names if name in FEATURES), None)
 
 
-def selected_features(config, model_class) -> list[str]:
+def selected_features(config: Config | Mapping[str, Any], model_class: type) -> list[str]:
     """The item columns that a model is told to read; none of a model that is told nothing.
 
     Args:
@@ -47,7 +55,7 @@ def selected_features(config, model_class) -> list[str]:
     return names
 
 
-def check_features(config, dataset) -> None:
+def check_features(config: Config, dataset: Dataset) -> None:
     """Raise DatasetError for a column that the model is told to read and cannot.
 
     Args:
@@ -56,7 +64,9 @@ def check_features(config, dataset) -> None:
     names = selected_features(config, config.model_class)
     if not names:
         return
-    key, kinds, numerical = feature_setting(config.model_class)
+    entry = feature_setting(config.model_class)
+    assert entry is not None
+    key, kinds, numerical = entry
     known = list(dataset.item_feat.columns) if dataset.item_feat is not None else []
     takes = f"{config['model']} takes item columns of type {' or '.join(kinds)}"
     if numerical:
@@ -74,7 +84,7 @@ def check_features(config, dataset) -> None:
             raise DatasetError(f"{key}: {name!r} of dataset {config['dataset']} is {kind}; {takes}")
 
 
-def _missing(config, name) -> str:
+def _missing(config: Config, name: str) -> str:
     """Why there is no item column ``name``."""
     dataset = config["dataset"]
     if config["domains"]:

@@ -1,7 +1,10 @@
 """Whether the files of a dataset are there, with the columns that its config asks for."""
 
+from __future__ import annotations
+
 import glob
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import recbole
 import yaml
@@ -13,8 +16,11 @@ from recbole_hydra.data.item_text import has_item_text
 from recbole_hydra.data.parts import are_put_in_order, list_field, paths
 from recbole_hydra.errors import DatasetError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
 
-def check_files(config) -> None:
+
+def check_files(config: Config) -> None:
     """Look at the files of the dataset that ``config`` names, before RecBole does.
 
     Raises:
@@ -49,7 +55,7 @@ def check_files(config) -> None:
     filters.prepare(config)
 
 
-def _check_columns(config, path):
+def _check_columns(config: Config, path: Path) -> None:
     """Raise DatasetError for a column of .inter that the config needs and the file lacks."""
     types = check_file(config, path)
     columns = list(types)
@@ -57,7 +63,7 @@ def _check_columns(config, path):
     wanted = "*" if load_col is None else load_col.get("inter", [])
     if wanted == "*":
         wanted = columns
-    fields = {"USER_ID_FIELD": ("token",), "ITEM_ID_FIELD": ("token",)}
+    fields: dict[str, tuple[str, ...]] = {"USER_ID_FIELD": ("token",), "ITEM_ID_FIELD": ("token",)}
     if are_put_in_order(config):
         fields["TIME_FIELD"] = "float", "token"
     for field in fields:
@@ -89,7 +95,7 @@ def _check_columns(config, path):
     check_ids(config, path, [config["USER_ID_FIELD"], config["ITEM_ID_FIELD"]])
 
 
-def filters_set(config) -> str:
+def filters_set(config: Config) -> str:
     """The filter settings of ``config`` that are set, for a message."""
     keys = ("user_inter_num_interval", "item_inter_num_interval", "val_interval", "rm_dup_inter")
     unset = (None, "[0,inf)")
@@ -97,7 +103,7 @@ def filters_set(config) -> str:
     return ", ".join(found) or "the config's filters"
 
 
-def check_saved(config) -> None:
+def check_saved(config: Config) -> None:
     """Refuse a dataset that RecBole saved: it takes it whatever the split and the files are."""
     for path in Path(config["checkpoint_dir"]).glob(
         f"{glob.escape(config['dataset'])}-*ataset.pth"

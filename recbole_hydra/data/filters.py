@@ -4,9 +4,13 @@ A column of numbers is filtered by intervals, ``rating: "[3,inf)"``, a column of
 values that stay, ``gender: [F]``; a list of tokens stays where one of them is among the values.
 """
 
+from __future__ import annotations
+
 import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recbole.utils import ModelType
 
@@ -14,13 +18,17 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data.atomic_files import read_header
 from recbole_hydra.errors import ConfigError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+
 logger = logging.getLogger(__name__)
 
 _NUMBER = r"\s*[-+]?(inf|\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?)\s*"
 _INTERVAL = re.compile(rf"\s*[(\[]({_NUMBER}),({_NUMBER})[)\]]\s*", re.IGNORECASE)
 
 
-def interval(key: str, value) -> str | None:
+def interval(key: str, value: Any) -> str | None:
     """An interval as RecBole's filters take them, such as ``"[5,inf)"``; several may follow each
     other, separated by semicolons. ``[5, 10]`` is a list to yaml, and an interval here. None, no
     interval, stays None.
@@ -37,13 +45,14 @@ def interval(key: str, value) -> str | None:
     if not found or None in found:
         raise ConfigError(f"{key} must be an interval such as '[5,inf)', got {value!r}")
     for piece, match in zip(pieces, found, strict=True):
+        assert match is not None
         low, high = float(match[1]), float(match[5])
         if low > high:
             raise ConfigError(f"{key}: {piece.strip()} is empty, since {match[1]} > {match[5]}")
     return ";".join(piece.strip() for piece in pieces)
 
 
-def prepare(config) -> None:
+def prepare(config: Config) -> None:
     """Check ``val_interval`` against the columns of the dataset, in place, and have those it names
     loaded.
 
@@ -63,7 +72,7 @@ def prepare(config) -> None:
     if config["benchmark_filename"]:
         return  # the rows are taken as they are, which is said where they are read
     types = _columns(config)
-    fitting = {}
+    fitting: dict[str, str | list[str] | None] = {}
     for field, value in asked.items():
         source = next((source for source, columns in types.items() if field in columns), None)
         if source is None:
@@ -86,7 +95,7 @@ def prepare(config) -> None:
     config["val_interval"] = fitting or None
 
 
-def apply(dataset) -> None:
+def apply(dataset: Dataset) -> None:
     """RecBole's ``_filter_by_field_value``, with values of tokens, and lists of them."""
     asked = dataset.config["val_interval"] or {}
     for field, value in asked.items():
@@ -106,14 +115,14 @@ def apply(dataset) -> None:
             feat.drop(feat.index[~stays], inplace=True)
 
 
-def _columns(config) -> dict:
+def _columns(config: Config) -> dict[str, dict[str, str]]:
     """The columns and types of ``.inter``, ``.user`` and ``.item``, as far as they exist."""
     folder, name = Path(config["data_path"]), config["dataset"]
     paths = {source: folder / f"{name}.{source}" for source in ("inter", "user", "item")}
     return {source: read_header(config, path) for source, path in paths.items() if path.is_file()}
 
 
-def _fit(config, field, kind, value):
+def _fit(config: Config, field: str, kind: str, value: Any) -> str | list[str] | None:
     """A filter's value in the form that the type of its column asks for."""
     key = f"val_interval of {field}"
     if kind == "float":
@@ -136,14 +145,14 @@ def _fit(config, field, kind, value):
     return [str(each) for each in values]
 
 
-def _say_unknown(field, values, known):
+def _say_unknown(field: str, values: Iterable[str], known: Iterable[Any]) -> None:
     known = [str(token) for token in known]
     for value in set(values) - set(known):
         near = did_you_mean(value, known)
         logger.warning("val_interval of %s: no row has %r%s", field, value, near)
 
 
-def _load(config, source, field):
+def _load(config: Config, source: str, field: str) -> None:
     """Have a column loaded for a filter that no setting loads."""
     unloaded = config["unload_col"] or {}
     if field in (unloaded.get(source) or []):

@@ -1,6 +1,10 @@
 """One sentence per item, out of the columns of a domain's ``.item`` file."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -8,16 +12,20 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.data.atomic_files import read_columns
 from recbole_hydra.errors import ConfigError, DatasetError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+
 #: Types of the columns that are text, as atomic files name them.
 TEXT_TYPES = ("token", "token_seq")
 
 
-def has_item_text(config) -> bool:
+def has_item_text(config: Config) -> bool:
     """Whether the model of ``config`` reads what its items say."""
     return "text" in str(config["item_encoder"])
 
 
-def read_item_texts(config) -> dict:
+def read_item_texts(config: Config) -> dict[str, str]:
     """The texts of a dataset's ``.item`` file, by raw item id: its ``item_text_fields``, joined.
 
     An item of brand HP and title Ink becomes ``title: Ink, brand: HP``; empty fields are left out.
@@ -31,7 +39,7 @@ def read_item_texts(config) -> dict:
     return dict(zip(table[config["ITEM_ID_FIELD"]], _join(table, fields), strict=True))
 
 
-def item_sentences(config, dataset, texts: dict) -> list[str]:
+def item_sentences(config: Config, dataset: Dataset, texts: Mapping[str, str]) -> list[str]:
     """What the item LLM reads of every item: ``item_prompt``, then its text.
 
     Args:
@@ -59,7 +67,7 @@ def item_sentences(config, dataset, texts: dict) -> list[str]:
     return ["", *(f"{prompt}{texts.get(token) or fallback}" for token in tokens)]
 
 
-def new_item_sentence(config, item_id: str, fields: dict) -> str:
+def new_item_sentence(config: Config, item_id: str, fields: Mapping[str, object]) -> str:
     """What the item LLM reads of an item that is in no file.
 
     Args:
@@ -84,7 +92,7 @@ def new_item_sentence(config, item_id: str, fields: dict) -> str:
     return f"{config['item_prompt'] or ''}{text}"
 
 
-def _join(table, fields) -> list[str]:
+def _join(table: pd.DataFrame, fields: Sequence[str]) -> list[str]:
     columns = [[" ".join(value.split()) for value in table[field]] for field in fields]
     return [
         ", ".join(f"{field}: {value}" for field, value in zip(fields, row, strict=True) if value)
@@ -92,7 +100,7 @@ def _join(table, fields) -> list[str]:
     ]
 
 
-def _read(config, path) -> tuple[pd.DataFrame, dict]:
+def _read(config: Config, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
     """The columns of an ``.item`` file as strings, by name, and the types of all but the id."""
     name, item_id = config["dataset"], config["ITEM_ID_FIELD"]
     if not path.is_file():

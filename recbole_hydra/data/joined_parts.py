@@ -5,7 +5,7 @@ import functools
 import logging
 
 import numpy as np
-from recbole.data.dataset import SequentialDataset
+from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
 
@@ -19,17 +19,17 @@ PART = "recbole_hydra part"
 
 
 @functools.cache
-def joined_parts(base):
+def joined_parts(base: type[SequentialDataset]) -> type[SequentialDataset]:
     """The class ``base`` of sequential datasets, for parts without lists: RecBole's rows over all
     of them, each in the part of its target."""
 
     class JoinedParts(base):
-        def _change_feat_format(self):
+        def _change_feat_format(self) -> None:
             _number_parts(self)
             super(SequentialDataset, self)._change_feat_format()
             self.data_augmentation()
 
-        def build(self) -> list:
+        def build(self) -> list[Dataset]:
             """The rows of train, validation and test."""
             self._change_feat_format()
             return _split_by_part(self)
@@ -41,23 +41,23 @@ class JoinedTargets(TargetDataset):
     """A :class:`~recbole_hydra.data.targets.TargetDataset` of parts without lists; its rows are
     those of :func:`joined_parts`."""
 
-    def _change_feat_format(self):
+    def _change_feat_format(self) -> None:
         _number_parts(self)
         super()._change_feat_format()
 
-    def build(self) -> list:
+    def build(self) -> list[Dataset]:
         """The rows of train, validation and test, whose histories go over all parts."""
         self._change_feat_format()
         return _split_by_part(self)
 
 
-def _number_parts(dataset):
+def _number_parts(dataset: Dataset) -> None:
     parts = np.repeat(np.arange(len(dataset.part_sizes)), dataset.part_sizes)
     dataset.inter_feat[PART] = parts
     dataset.set_field_property(PART, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
 
 
-def _split_by_part(dataset) -> list:
+def _split_by_part(dataset: Dataset) -> list[Dataset]:
     rows = dataset.inter_feat
     part = rows[PART]
     suffix = dataset.config["LIST_SUFFIX"]
@@ -86,7 +86,7 @@ def _split_by_part(dataset) -> list:
     return three_parts(splits)
 
 
-def three_parts(splits) -> list:
+def three_parts(splits: list[Dataset]) -> list[Dataset]:
     """Train, validation and test; of two parts the second is tested, and nothing validates."""
     if len(splits) == 2:
         empty = Interaction({k: v[:0] for k, v in splits[1].inter_feat.interaction.items()})
@@ -94,6 +94,6 @@ def three_parts(splits) -> list:
     return splits
 
 
-def is_joined(dataset) -> bool:
+def is_joined(dataset: Dataset) -> bool:
     """Whether a dataset is of parts without lists, whose histories go over all of them."""
     return getattr(dataset, "joins_parts", False)

@@ -1,12 +1,19 @@
 """Padding in the lists of ready-made rows, which is no item."""
 
+from __future__ import annotations
+
 import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recbole_hydra.data.atomic_files import check_no_missing
 from recbole_hydra.data.parts import has_lists, list_field, paths
 from recbole_hydra.errors import DatasetError
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +26,7 @@ _PADDING_NAMES = {
 _NO_PADDING = (None, False, "none", "None")
 
 
-def clean_lists(dataset) -> None:
+def clean_lists(dataset: Dataset) -> None:
     """Take padding out of the lists of a dataset that was read, before raw ids become internal.
 
     Raises:
@@ -64,7 +71,7 @@ def clean_lists(dataset) -> None:
         items.drop(items.index[items[dataset.iid_field].isin(padding)], inplace=True)
 
 
-def parallel_lists(dataset, field) -> list[str]:
+def parallel_lists(dataset: Dataset, field: str) -> list[str]:
     """The list columns of a dataset that have an entry per item of the lists ``field``."""
     frame, suffix = dataset.inter_feat, dataset.config["LIST_SUFFIX"] or "_list"
     others = [
@@ -74,7 +81,12 @@ def parallel_lists(dataset, field) -> list[str]:
     return list(dict.fromkeys([field, *others]))
 
 
-def find_padding(wanted, lists, targets, sizes) -> set[str]:
+def find_padding(
+    wanted: Any,
+    lists: Sequence[Sequence[str] | np.ndarray],
+    targets: Iterable[str],
+    sizes: Sequence[int],
+) -> set[str]:
     """The tokens of lists that fill them up to a length, and are no items.
 
     Args:
@@ -102,7 +114,7 @@ def find_padding(wanted, lists, targets, sizes) -> set[str]:
     width = np.repeat([max(map(len, part), default=0) for part in in_parts(lists, sizes)], sizes)
     rows = dict.fromkeys(at_ends, 0)
     fills = dict.fromkeys(at_ends, True)
-    runs = {token: set() for token in at_ends}
+    runs: dict[str, set[int]] = {token: set() for token in at_ends}
     for row, longest in zip(lists, width, strict=True):
         for token in {row[0], row[-1]} & at_ends if len(row) else ():
             rows[token] += 1
@@ -123,13 +135,13 @@ def find_padding(wanted, lists, targets, sizes) -> set[str]:
     return set(unnamed) if len(unnamed) == 1 else set()
 
 
-def in_parts(lists, sizes) -> list:
+def in_parts(lists: Sequence[Any] | np.ndarray, sizes: Sequence[int]) -> list[Any]:
     """Rows of all parts, cut into those of each; ``sizes`` are their numbers."""
     stops = np.cumsum(sizes)
     return [lists[stop - size : stop] for stop, size in zip(stops, sizes, strict=True)]
 
 
-def _end_tokens(lists, targets) -> set:
+def _end_tokens(lists: Sequence[Sequence[str] | np.ndarray], targets: set[str]) -> set[str]:
     """The tokens that are no target and stand only in the first and last run of lists."""
     ends = {row[i] for row in lists if len(row) for i in (0, -1)} - targets
     for row in lists:

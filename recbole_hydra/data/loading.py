@@ -6,6 +6,11 @@ can be filtered (:mod:`.filters`), and rows and parts that are given stay what t
 (:mod:`.ready_made`).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
 from recbole.utils import FeatureSource
 
 from recbole_hydra.checks import did_you_mean
@@ -14,13 +19,23 @@ from recbole_hydra.data.features import selected_features
 from recbole_hydra.data.ready_made import whole_lists
 from recbole_hydra.errors import DatasetError, RecBoleHydraError
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
 
-def is_ours(config) -> bool:
+
+def is_ours(config: Config) -> bool:
     """Whether a config is this package's; RecBole's own lacks our settings."""
     return config["item_list_padding"] is not None
 
 
-def load_feat(dataset, recboles, path, source):
+def load_feat(
+    dataset: Dataset,
+    recboles: Callable[[Dataset, str, FeatureSource], pd.DataFrame | None],
+    path: str,
+    source: FeatureSource,
+) -> pd.DataFrame | None:
     """RecBole's ``Dataset._load_feat``, after a look at the file.
 
     Args:
@@ -52,7 +67,7 @@ def load_feat(dataset, recboles, path, source):
         ) from error
 
 
-def check_aliases(dataset) -> None:
+def check_aliases(dataset: Dataset) -> None:
     """Raise DatasetError for a column of ``alias_of_*`` that no file has, or that is not loaded."""
     for name in ("user_id", "item_id"):
         for column in dataset.config[f"alias_of_{name}"] or []:
@@ -63,7 +78,14 @@ def check_aliases(dataset) -> None:
                 )
 
 
-def _check_columns(dataset, path, source, types, loaded, columns):
+def _check_columns(
+    dataset: Dataset,
+    path: str,
+    source: FeatureSource,
+    types: Mapping[str, str],
+    loaded: Iterable[str] | None,
+    columns: Sequence[str],
+) -> None:
     """Name what RecBole would miss only later, or in other words."""
     ids = {
         FeatureSource.INTERACTION: (dataset.uid_field, dataset.iid_field),

@@ -1,7 +1,10 @@
 """What the files of a dataset hold: one ``.inter`` or several parts, interactions or rows with
 their histories."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recbole.utils import ModelType
 
@@ -9,11 +12,14 @@ from recbole_hydra.data.atomic_files import read_header
 from recbole_hydra.data.splits import needs_times
 from recbole_hydra.errors import ConfigError, DatasetError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+
 #: Models that read columns as features: a list of items is one, where the user asks for it.
 _READS_FEATURES = (ModelType.CONTEXT, ModelType.DECISIONTREE)
 
 
-def part_names(config) -> list[str] | None:
+def part_names(config: Config) -> list[str] | None:
     """The parts that ``benchmark_filename`` names; None where it names none.
 
     Raises:
@@ -38,7 +44,7 @@ def part_names(config) -> list[str] | None:
     return parts
 
 
-def paths(config, folder) -> list[Path]:
+def paths(config: Config, folder: str | Path) -> list[Path]:
     """The ``.inter`` files of a dataset, one per part."""
     name = config["dataset"]
     parts = part_names(config)
@@ -46,12 +52,12 @@ def paths(config, folder) -> list[Path]:
     return [Path(folder) / f"{name}.{suffix}" for suffix in suffixes]
 
 
-def list_field(config) -> str:
+def list_field(config: Config) -> str:
     """The name of the column of lists, ``item_id_list``."""
     return f"{config['ITEM_ID_FIELD']}{config['LIST_SUFFIX'] or '_list'}"
 
 
-def has_lists(config, folder) -> bool:
+def has_lists(config: Config, folder: str | Path) -> bool:
     """Whether the files of a dataset hold lists, and they are not left out by ``unload_col``.
 
     Files that cannot be read have none: what is wrong with them is said when they are loaded.
@@ -65,14 +71,14 @@ def has_lists(config, folder) -> bool:
     return any(field in _columns(config, path) for path in paths(config, folder))
 
 
-def _columns(config, path) -> dict:
+def _columns(config: Config, path: Path) -> dict[str, str]:
     try:
         return read_header(config, path)
     except (DatasetError, ConfigError):
         return {}
 
 
-def are_put_in_order(config) -> bool:
+def are_put_in_order(config: Config) -> bool:
     """Whether the interactions of the files are put in order by their times."""
     if config["benchmark_filename"]:  # parts without lists are joined into histories
         lists = has_lists(config, config["data_path"])

@@ -7,22 +7,30 @@ the ids of items. Parts without lists are joined by user and time: the history o
 what its user had before it, in whatever part.
 """
 
+from __future__ import annotations
+
 import functools
 import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from recbole.data.dataset import DIENDataset, SequentialDataset
+from recbole.data.dataset import Dataset, DIENDataset, SequentialDataset
 from recbole.utils import FeatureSource, FeatureType, ModelType
+from torch import Tensor
 
 from recbole_hydra.data.atomic_files import read_header
 from recbole_hydra.data.joined_parts import joined_parts, three_parts
 from recbole_hydra.data.list_padding import in_parts, parallel_lists
 from recbole_hydra.data.parts import has_lists, list_field, part_names, paths
 from recbole_hydra.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from recbole.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +41,7 @@ _FILTERS = ("user_inter_num_interval", "item_inter_num_interval", "val_interval"
 # -- fitting a config to the files ----------------------------------------------------------------
 
 
-def use_lists(config, folder) -> list[str]:
+def use_lists(config: Config, folder: str | Path) -> list[str]:
     """Fit a Config to the rows that a dataset's files hold, in place; once done, it stays so.
 
     Args:
@@ -87,7 +95,7 @@ def use_lists(config, folder) -> list[str]:
     return notes
 
 
-def check(config) -> None:
+def check(config: Config) -> None:
     """Check the parts of a dataset, or its one file, as rows.
 
     Raises:
@@ -132,7 +140,7 @@ def check(config) -> None:
         )
 
 
-def _is_loaded(config, column) -> bool:
+def _is_loaded(config: Config, column: str) -> bool:
     columns, unloaded = config["load_col"], config["unload_col"] or {}
     if column in (unloaded.get("inter") or []):
         return False
@@ -140,7 +148,7 @@ def _is_loaded(config, column) -> bool:
     return wanted == "*" or column in wanted
 
 
-def _check_other_lists(config, path, types, field):
+def _check_other_lists(config: Config, path: Path, types: Mapping[str, str], field: str) -> None:
     """Parts without lists are joined; a column of lists under another name would go unread."""
     item = config["ITEM_ID_FIELD"]
     named = set(config["alias_of_item_id"] or [])
@@ -159,7 +167,7 @@ def _check_other_lists(config, path, types, field):
 
 
 @contextmanager
-def whole_lists(config):
+def whole_lists(config: Config) -> Iterator[None]:
     """Let RecBole read lists of ready-made rows whole: ``seq_len`` would keep their first items."""
     lengths, suffix = config["seq_len"], config["LIST_SUFFIX"] or "_list"
     if not isinstance(lengths, dict) or not has_lists(config, config["data_path"]):
@@ -176,7 +184,7 @@ def whole_lists(config):
 
 
 @functools.cache
-def ready_made_rows(base):
+def ready_made_rows(base: type[SequentialDataset]) -> type[SequentialDataset]:
     """The class ``base`` of sequential datasets, for rows that are those of the files.
 
     Its instances have ``part_sizes``: rows of each part; None where one file is split by
@@ -184,7 +192,7 @@ def ready_made_rows(base):
     """
 
     class ReadyMadeRows(base):
-        def _change_feat_format(self):
+        def _change_feat_format(self) -> None:
             super(SequentialDataset, self)._change_feat_format()  # nothing is made of the rows
             for name in parallel_lists(self, list_field(self.config)):
                 column = self.inter_feat[name]
@@ -192,7 +200,7 @@ def ready_made_rows(base):
                     shape = (len(column), missing, *column.shape[2:])
                     self.inter_feat[name] = torch.cat((column, column.new_zeros(shape)), dim=1)
 
-        def build(self) -> list:
+        def build(self) -> list[Dataset]:
             """The rows of train, validation and test: the parts, or as ``eval_args`` says."""
             if self.part_sizes is None:
                 return super(SequentialDataset, self).build()
@@ -208,7 +216,7 @@ def ready_made_rows(base):
     return ReadyMadeRows
 
 
-def adopt(dataset) -> None:
+def adopt(dataset: Dataset) -> None:
     """Make of a dataset that RecBole loaded one of ready-made rows, or of joined parts, in place.
 
     Any other is left as it is, and one that was adopted before.
@@ -225,7 +233,7 @@ def adopt(dataset) -> None:
     dataset.joins_parts = sequential and not lists and parts is not None
     dataset.part_sizes = None if parts is None else list(dataset.file_size_list)
     if dataset.joins_parts:
-        dataset.__class__ = joined_parts(type(dataset))
+        dataset.__class__ = joined_parts(dataset.__class__)
     if not lists:
         return
     if not sequential:
@@ -239,10 +247,10 @@ def adopt(dataset) -> None:
         )
     dataset.last_rows = _last_rows(dataset, field)
     _keep_last_items(dataset, field)
-    dataset.__class__ = ready_made_rows(type(dataset))
+    dataset.__class__ = ready_made_rows(dataset.__class__)
 
 
-def _keep_last_items(dataset, field):
+def _keep_last_items(dataset: SequentialDataset, field: str) -> None:
     """Cut lists to their last MAX_ITEM_LIST_LENGTH items, and drop rows with none."""
     frame, longest = dataset.inter_feat, dataset.max_item_list_len
     if asked := (dataset.config["seq_len"] or {}).get(field):
@@ -288,21 +296,21 @@ def _keep_last_items(dataset, field):
         )
 
 
-def _last_rows(dataset, field) -> pd.DataFrame:
+def _last_rows(dataset: SequentialDataset, field: str) -> pd.DataFrame:
     """Of every user the last row, by time where there is one, with its list whole."""
     frame = dataset.inter_feat
     time = dataset.time_field
     columns = {dataset.uid_field: frame[dataset.uid_field].to_numpy()}
-    order = [columns[dataset.uid_field]]
+    keys = [columns[dataset.uid_field]]
     if time in frame:
-        order.insert(0, frame[time].to_numpy())
-    order = np.lexsort(order)
+        keys.insert(0, frame[time].to_numpy())
+    order = np.lexsort(keys)
     users = columns[dataset.uid_field][order]
     last = order[np.r_[users[1:] != users[:-1], True]] if len(users) else order
     return frame.iloc[last][[dataset.uid_field, dataset.iid_field, field]]
 
 
-def row_histories(dataset) -> dict:
+def row_histories(dataset: Dataset) -> dict[str, Tensor]:
     """:func:`~recbole_hydra.data.user_histories` of ready-made rows: of every user what
     the last row has, its history and its target."""
     rows = dataset.last_rows

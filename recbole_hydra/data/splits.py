@@ -1,10 +1,19 @@
 """What a split leaves out, and whether a dataset has what its split and evaluation ask for."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 from recbole_hydra.errors import DatasetError
 from recbole_hydra.sources import source_of
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
 
-def parts_left_out(eval_args) -> tuple[bool, bool]:
+
+def parts_left_out(eval_args: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether the split of ``eval_args`` leaves something out for validation, and for testing."""
     ((way, how),) = eval_args["split"].items()
     if way == "LS":
@@ -12,12 +21,12 @@ def parts_left_out(eval_args) -> tuple[bool, bool]:
     return how[1] > 0, how[2] > 0
 
 
-def needs_times(eval_args) -> bool:
+def needs_times(eval_args: Mapping[str, Any]) -> bool:
     """Whether the interactions are ordered, or split, by time."""
     return eval_args["order"] == "TO" or "TS" in eval_args["split"]
 
 
-def check_labels(config, dataset) -> None:
+def check_labels(config: Config, dataset: Dataset) -> None:
     """Refuse a dataset without labels where they are read.
 
     Negative sampling makes labels; without it they come from a column, or from ``threshold``.
@@ -41,7 +50,7 @@ def check_labels(config, dataset) -> None:
         )
 
 
-def check_parts(config, parts) -> None:
+def check_parts(config: Config, parts: Sequence[Dataset]) -> None:
     """Refuse a split that leaves nothing to train on, or nothing where something was asked for.
 
     Args:

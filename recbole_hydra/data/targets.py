@@ -6,10 +6,16 @@ of its target among all interactions, sorted by user and time; its history is cu
 is read. Sorting and splitting are RecBole's own ``build``, run on these rows.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from recbole.data.dataset import Dataset, SequentialDataset
 from recbole.data.interaction import Interaction
+from torch import Tensor
 
 from recbole_hydra.data.times import ExactTimes
 
@@ -33,17 +39,17 @@ class TargetDataset(ExactTimes, SequentialDataset):
     """
 
     @classmethod
-    def adopt(cls, dataset, whole_histories=False):
+    def adopt(cls, dataset: Dataset, whole_histories: bool = False) -> TargetDataset:
         """Turn ``dataset``, in place, into one of this class; ``build`` then splits it."""
         dataset.__class__ = cls
         dataset.whole_histories = whole_histories
         return dataset
 
-    def _change_feat_format(self):
+    def _change_feat_format(self) -> None:
         Dataset._change_feat_format(self)  # to tensors, without SequentialDataset's prefixes
         self._check_field("uid_field", "time_field")
         self._aug_presets()
-        self.unused_lists = set()
+        self.unused_lists: set[str] = set()
         self.sort(by=[self.uid_field, self.time_field], ascending=True)
         self.timeline = self.inter_feat
         users = self.timeline[self.uid_field].numpy()
@@ -52,7 +58,7 @@ class TargetDataset(ExactTimes, SequentialDataset):
         self.history_start = np.maximum.accumulate(np.where(first, position, 0))
         target = torch.from_numpy(position[~first])  # RecBole makes no row of a first interaction
         rows = {name: column[target] for name, column in self.timeline.interaction.items()}
-        self.inter_feat = Interaction({**rows, POSITION: target})
+        self.inter_feat: Interaction = Interaction({**rows, POSITION: target})
 
     def lengths(self) -> np.ndarray:
         """Number of history items of every row, (rows,)."""
@@ -60,10 +66,10 @@ class TargetDataset(ExactTimes, SequentialDataset):
         length = position - self.history_start[position]
         return length if self.whole_histories else np.minimum(length, self.max_item_list_len)
 
-    def _drop_unused_col(self):
+    def _drop_unused_col(self) -> None:
         """Drop the columns of ``unused_col``, ``<column>_list`` included, as RecBole does."""
         unused = self.config["unused_col"] or {}
-        lists = {getattr(self, f"{name}_list_field", None) for name in self.timeline}
+        lists: set[Any] = {getattr(self, f"{name}_list_field", None) for name in self.timeline}
         self.unused_lists = lists.intersection(unused.get("inter", []))
         for source, names in unused.items():
             feat = getattr(self, f"{source}_feat")
@@ -73,7 +79,11 @@ class TargetDataset(ExactTimes, SequentialDataset):
                 elif name not in self.unused_lists:
                     self.logger.warning(f"unused_col: there is no {name} in the {source} columns")
 
-    def __getitem__(self, index, join=True):
+    def __getitem__(
+        self,
+        index: int | np.integer | slice | Sequence[int | np.integer] | np.ndarray | Tensor,
+        join: bool = True,
+    ) -> Interaction:
         """The rows ``index`` as RecBole's: every column of the target, ``<column>_list`` of its
         history, (rows, MAX_ITEM_LIST_LENGTH), zeros behind it, and ``item_length``."""
         if isinstance(index, (int, np.integer)):
@@ -83,11 +93,11 @@ class TargetDataset(ExactTimes, SequentialDataset):
         rows = self._with_histories(self.inter_feat[index], width)
         return self.join(rows) if join else rows
 
-    def trimmed(self, index):
+    def trimmed(self, index: Sequence[int] | np.ndarray | Tensor) -> Interaction:
         """The rows ``index``, with no more padding than the longest of them needs."""
         return self.join(self._with_histories(self.inter_feat[index], width=None))
 
-    def _with_histories(self, rows, width):
+    def _with_histories(self, rows: Interaction, width: int | None) -> Interaction:
         """Add the history columns to target rows; ``width`` None: as long as the longest."""
         position = rows[POSITION].numpy()
         length = position - self.history_start[position]

@@ -1,10 +1,18 @@
 """How far the order that RecBole puts interactions in, by times rounded to float32, is off."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 import numpy as np
 from recbole.utils import ModelType
 
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
 
-def order_difference(dataset) -> dict | None:
+
+def order_difference(dataset: Dataset) -> dict[str, float | None] | None:
     """How far the order of float32 times is from that of the exact ones.
 
     Args:
@@ -36,7 +44,7 @@ def order_difference(dataset) -> dict | None:
     return {"positions": float(np.mean(items[one] != items[other])), "test_targets": share}
 
 
-def _test_rows(dataset, order, times):
+def _test_rows(dataset: Dataset, order: np.ndarray, times: np.ndarray) -> np.ndarray | None:
     """Indices of the rows that the split of ``dataset``'s config tests on, for interactions in
     ``order`` (by user, then ``times``); None where that does not follow from the times."""
     evaluation = dataset.config["eval_args"]
@@ -74,7 +82,7 @@ def _test_rows(dataset, order, times):
     return None
 
 
-def describe_difference(order: str, difference: dict | None) -> str | None:
+def describe_difference(order: str, difference: Mapping[str, float | None] | None) -> str | None:
     """A line for the log on :func:`order_difference`; None where the orders are the same."""
     if difference is None or not (difference["positions"] or difference["test_targets"]):
         return None

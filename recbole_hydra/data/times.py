@@ -7,8 +7,11 @@ times keep the order of the file. ``time_order: recbole`` is RecBole's order.
 """
 
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,7 @@ import recbole.data.dataset as recbole_datasets
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import FeatureSource, FeatureType
+from torch import Tensor
 
 from recbole_hydra.compat.loading import atomic_files
 from recbole_hydra.data.parts import are_put_in_order
@@ -36,7 +40,12 @@ _REMEDY = (
 # -- reading -------------------------------------------------------------------------------------
 
 
-def parse_times(texts, where: str, line_of=None, may_be_missing=False):
+def parse_times(
+    texts: Sequence[str] | np.ndarray | pd.Series,
+    where: str,
+    line_of: Callable[[int], int] | None = None,
+    may_be_missing: bool = False,
+) -> tuple[np.ndarray, str]:
     """Times as numbers of full precision.
 
     Args:
@@ -56,16 +65,16 @@ def parse_times(texts, where: str, line_of=None, may_be_missing=False):
             holds. The message names the line.
     """
     line_of = line_of or (lambda index: index + 2)
-    texts = pd.Series(np.asarray(texts, dtype=object)).fillna("").str.strip()
-    missing = (texts == "").to_numpy()
+    column = pd.Series(np.asarray(texts, dtype=object)).fillna("").str.strip()
+    missing = (column == "").to_numpy()
     if missing.any() and may_be_missing:
         present, kind = parse_times(
-            texts[~missing], where, lambda i: line_of(int(np.flatnonzero(~missing)[i]))
+            column[~missing], where, lambda i: line_of(int(np.flatnonzero(~missing)[i]))
         )
-        times = np.full(len(texts), np.nan)
+        times = np.full(len(column), np.nan)
         times[~missing] = present
         return times, kind
-    values = texts.to_numpy()
+    values = column.to_numpy()
     numbers = _whole_numbers(values)
     if numbers is None:
         numbers = _numbers(values)
@@ -73,21 +82,21 @@ def parse_times(texts, where: str, line_of=None, may_be_missing=False):
         if numbers.dtype == np.float64:
             _check_distinct(values, numbers, where, line_of)
         return numbers, "numbers"
-    dates = _dates(texts)
+    dates = _dates(column)
     if dates.notna().all():
-        _check_zones(texts, where, line_of)
+        _check_zones(column, where, line_of)
         return dates.dt.tz_localize(None).to_numpy("datetime64[ns]").astype(np.int64), "dates"
-    raise DatasetError(_explain(texts, dates, where, line_of))
+    raise DatasetError(_explain(column, dates, where, line_of))
 
 
-def _whole_numbers(values):
+def _whole_numbers(values: np.ndarray) -> np.ndarray | None:
     try:
         return None if _has_underscores(values) else values.astype(np.int64)
     except (ValueError, OverflowError):
         return None
 
 
-def _numbers(values):
+def _numbers(values: np.ndarray) -> np.ndarray | None:
     """Numbers with a point or an exponent: int64 where all are whole all the same."""
     try:
         numbers = values.astype(np.float64)
@@ -104,12 +113,14 @@ def _numbers(values):
     return numbers
 
 
-def _has_underscores(values) -> bool:
+def _has_underscores(values: np.ndarray) -> bool:
     """Python reads 1_000 as a number; in a file it is a mistake."""
     return any("_" in text for text in values)
 
 
-def _check_distinct(values, numbers, where, line_of):
+def _check_distinct(
+    values: np.ndarray, numbers: np.ndarray, where: str, line_of: Callable[[int], int]
+) -> None:
     """Raise DatasetError where float64 makes two different times one."""
     if len(numbers) == 0 or np.abs(numbers).max() < 2**24 and max(map(len, values)) < 15:
         return
@@ -124,14 +135,14 @@ def _check_distinct(values, numbers, where, line_of):
             )
 
 
-def _dates(texts):
+def _dates(texts: pd.Series) -> pd.Series:
     """ISO 8601 dates in UTC, NaT where a text is none. 2024 is a number here, not a date."""
     is_number = pd.to_numeric(texts, errors="coerce").notna()
     texts = texts.where(~is_number, "").str.replace(",", ".", regex=False)
     return pd.to_datetime(texts, format="ISO8601", utc=True, errors="coerce")
 
 
-def _check_zones(texts, where, line_of):
+def _check_zones(texts: pd.Series, where: str, line_of: Callable[[int], int]) -> None:
     """Raise DatasetError where only some dates say how far they are from UTC."""
     with_zone = texts.str.fullmatch(_HAS_ZONE).to_numpy(dtype=bool)
     if with_zone.any() and not with_zone.all():
@@ -144,15 +155,15 @@ def _check_zones(texts, where, line_of):
         )
 
 
-def _explain(texts, dates, where, line_of) -> str:
+def _explain(texts: pd.Series, dates: pd.Series, where: str, line_of: Callable[[int], int]) -> str:
     numbers = np.isfinite(pd.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64))
     numbers &= ~texts.str.contains("_", regex=False).to_numpy(dtype=bool)
     neither = ~numbers & dates.isna().to_numpy()
     if neither.any():
         index = int(neither.argmax())
         return (
-            f"{where}: {int(neither.sum()):,} of {len(texts):,} interactions have no time, the "
-            f"first is {texts.iloc[index]!r} in line {line_of(index)}; {_REMEDY}"
+            f"{where}: {int(neither.sum()):,} of {len(texts):,} interactions have no time that can "
+            f"be read, the first is {texts.iloc[index]!r} in line {line_of(index)}; {_REMEDY}"
         )
     index = int(np.argmax(numbers != numbers[0]))
     words = ("a date", "a number")
@@ -162,7 +173,7 @@ def _explain(texts, dates, where, line_of) -> str:
     )
 
 
-def line_numbers(path, encoding):
+def line_numbers(path: str | Path, encoding: str | None) -> Callable[[int], int]:
     """The ``line_of`` of :func:`parse_times` for an atomic file, in which blank lines do not count
     as interactions."""
 
@@ -189,15 +200,15 @@ class ExactTimes(recbole_datasets.Dataset):
         time_range: the least and the greatest time, where models read normalised ones, else None.
     """
 
-    time_kind = None
-    time_range = None
+    time_kind: str | None = None
+    time_range: tuple[Any, Any] | None = None
 
     @property
     def has_exact_times(self) -> bool:
         """Whether the config's ``time_order`` is exact. RecBole's own Config has none."""
         return self.config["time_order"] == "exact"
 
-    def _load_feat(self, filepath, source):
+    def _load_feat(self, filepath: str, source: FeatureSource) -> pd.DataFrame | None:
         if source != FeatureSource.INTERACTION:
             return super()._load_feat(filepath, source)
         time, config = self.time_field, self.config
@@ -221,7 +232,7 @@ class ExactTimes(recbole_datasets.Dataset):
         self.field2type[time], self.field2bucketnum[time] = FeatureType.FLOAT, 2
         return feat
 
-    def _normalize(self):
+    def _normalize(self) -> None:
         # RecBole's ml-100k is normalised: in 0 .. 1, times of two domains would be in no order.
         if not (self.has_exact_times and self.time_field in self.inter_feat):
             return super()._normalize()
@@ -233,7 +244,7 @@ class ExactTimes(recbole_datasets.Dataset):
             self.time_range = times.min(), times.max()
             self.inter_feat[self.time_field] = times
 
-    def _discretization(self):
+    def _discretization(self) -> None:
         if self.has_exact_times and self.time_field in (self.config["discretization"] or {}):
             raise ConfigError(
                 f"discretization: {self.time_field} is TIME_FIELD, whose buckets are in no order "
@@ -241,7 +252,7 @@ class ExactTimes(recbole_datasets.Dataset):
             )
         super()._discretization()
 
-    def _dataframe_to_interaction(self, data):
+    def _dataframe_to_interaction(self, data: pd.DataFrame) -> Interaction:
         interaction = super()._dataframe_to_interaction(data)
         if self.has_exact_times and self.time_field in data:
             column = data[self.time_field]
@@ -250,7 +261,9 @@ class ExactTimes(recbole_datasets.Dataset):
             interaction.interaction[self.time_field] = torch.from_numpy(np.array(column))
         return interaction
 
-    def time_based_split(self, ratios, group_by):
+    def time_based_split(
+        self, ratios: Sequence[float], group_by: str
+    ) -> list[recbole_datasets.Dataset]:
         # RecBole's boundary is a percentile, which numpy computes in float64: exact for ranks.
         time = self.time_field
         if not (self.has_exact_times and time in self.inter_feat):
@@ -266,7 +279,7 @@ class ExactTimes(recbole_datasets.Dataset):
                 part.inter_feat.interaction[time] = values[part.inter_feat[time]]
         return parts
 
-    def join(self, df):
+    def join(self, df: Interaction | Tensor) -> Interaction | Tensor:
         joined = super().join(df)
         if self.has_exact_times and isinstance(joined, Interaction):  # dataset["item_id"] is none
             for name in (self.time_field, f"{self.time_field}{self.config['LIST_SUFFIX']}"):
@@ -274,7 +287,7 @@ class ExactTimes(recbole_datasets.Dataset):
                     joined.interaction[name] = self._as_models_read(name, joined)
         return joined
 
-    def _as_models_read(self, name, rows):
+    def _as_models_read(self, name: str, rows: Interaction) -> Tensor:
         """A column of times, or of histories of times, as RecBole would have it: float32."""
         times = rows[name]
         if self.time_range is None:
@@ -288,12 +301,12 @@ class ExactTimes(recbole_datasets.Dataset):
         if name != self.time_field:  # behind a history there are zeros
             length = rows[self.item_list_length_field]
             scaled[torch.arange(times.shape[1]) >= length[:, None]] = 0.0
-        if numerical:
+        if ones is not None:
             scaled = torch.cat([scaled[..., None], ones.double()], dim=-1)
         return scaled.float()
 
 
-def with_exact_times(base):
+def with_exact_times(base: type[recbole_datasets.Dataset]) -> type[ExactTimes]:
     """A class of RecBole's datasets with :class:`ExactTimes`; ``base`` itself where it has them.
 
     It is a name of this module, so that its instances can be pickled.
@@ -308,7 +321,7 @@ def with_exact_times(base):
     return made
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> type[ExactTimes]:
     """Make the classes of RecBole's datasets anew for a process that unpickles one."""
     base = getattr(recbole_datasets, name.removeprefix("Exact"), None)
     if not name.startswith("Exact") or not isinstance(base, type):
@@ -316,7 +329,7 @@ def __getattr__(name):
     return with_exact_times(base)
 
 
-def times_of(dataset) -> np.ndarray:
+def times_of(dataset: recbole_datasets.Dataset) -> np.ndarray:
     """The times of a dataset that has not been split, as its ``time_order`` sorts by them:
     (interactions,) int64 or float64, or float32 for RecBole's order."""
     times = dataset.inter_feat[dataset.time_field].to_numpy()
@@ -325,7 +338,7 @@ def times_of(dataset) -> np.ndarray:
     return times if dataset.config["time_order"] == "exact" else times.astype(np.float32)
 
 
-def join_times(named) -> pd.Series:
+def join_times(named: Mapping[str, tuple[np.ndarray, str | None]]) -> pd.Series:
     """Times of several datasets in one column.
 
     Args:
@@ -351,7 +364,7 @@ def join_times(named) -> pd.Series:
 
 
 @contextmanager
-def _read_as_text(column):
+def _read_as_text(column: str) -> Iterator[None]:
     before, atomic_files.as_text = atomic_files.as_text, column
     try:
         yield

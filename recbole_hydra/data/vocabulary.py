@@ -1,15 +1,25 @@
 """What a checkpoint keeps of a dataset: raw ids by internal id, and users' histories."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from recbole_hydra.data.domains import Domains
 from recbole_hydra.data.ready_made import row_histories
 from recbole_hydra.data.times import times_of
 from recbole_hydra.errors import DatasetError
 
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
 
-def user_histories(dataset) -> dict:
+
+def user_histories(dataset: Dataset) -> dict[str, Tensor]:
     """Every user's items in time order, of a dataset that has not been split yet.
 
     The order is that of the config's ``time_order``; ties are in the order of the file.
@@ -44,7 +54,7 @@ class Vocabulary:
     #: It has no interactions, so a model made on it is about to be loaded.
     is_from_checkpoint = True
 
-    def __init__(self, config, tokens: dict):
+    def __init__(self, config: Config, tokens: Mapping[str, Any]) -> None:
         if "item_text" in tokens:
             self.item_text = tokens["item_text"]
         if "domain_start" in tokens:
@@ -60,7 +70,7 @@ class Vocabulary:
             for field, ids in self.field2id_token.items()
         }
 
-    def insert_items(self, tokens: list, texts: list, place: int) -> None:
+    def insert_items(self, tokens: list[str], texts: list[str], place: int) -> None:
         """Insert raw item ids, and their texts, before the internal id ``place``; those behind it
         move up. ``place`` is the end of a domain, which they become part of."""
         ids = self.field2id_token[self.iid_field]
@@ -71,7 +81,7 @@ class Vocabulary:
             start = tuple(s + len(tokens) if s >= place else s for s in self.domains.start)
             self.domains = Domains(self.domains.names, start)
 
-    def num(self, field) -> int:
+    def num(self, field: str) -> int:
         """Number of internal ids of ``field``, the padding included."""
         return len(self.field2id_token[field])
 
@@ -83,7 +93,7 @@ class Vocabulary:
     def item_num(self) -> int:
         return self.num(self.iid_field)
 
-    def internal_id(self, field, raw_id) -> int:
+    def internal_id(self, field: str, raw_id: object) -> int:
         """Return the internal id of a raw id.
 
         Raises:

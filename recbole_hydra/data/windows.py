@@ -4,18 +4,27 @@ A causal model that reads items i_1 .. i_n gives in one pass what RecBole's n - 
 give one by one: the state after i_t, to be compared with the target i_(t+1).
 """
 
+from __future__ import annotations
+
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.interaction import Interaction
 from recbole.data.transform import construct_transform
+from torch import Tensor
 
 from recbole_hydra.compat.sampling import refuse_endless_sampling
-from recbole_hydra.data.targets import POSITION
+from recbole_hydra.data.targets import POSITION, TargetDataset
 from recbole_hydra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.sampler import AbstractSampler
 
 #: Columns of a batch with ``carry_state``: whether a window continues one before, whether one after
 #: continues it, and the items of all windows before it, padded on the left with 0.
@@ -45,7 +54,7 @@ class Windows:
     user: np.ndarray
     stage: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.start)
 
     @property
@@ -54,7 +63,14 @@ class Windows:
         return np.r_[self.user[1:] != self.user[:-1], True]
 
 
-def cut_windows(first, last, user, is_target, size: int, overlap: int) -> Windows:
+def cut_windows(
+    first: np.ndarray,
+    last: np.ndarray,
+    user: np.ndarray,
+    is_target: np.ndarray,
+    size: int,
+    overlap: int,
+) -> Windows:
     """Cut histories into windows so that every target is counted once.
 
     A target counted in a later window of a history has at least ``min(overlap, all that precede
@@ -83,7 +99,9 @@ def cut_windows(first, last, user, is_target, size: int, overlap: int) -> Window
     return Windows(*(column[keep] for column in columns))
 
 
-def bucketed_batches(windows: Windows, which, budget: int, generator) -> list[np.ndarray]:
+def bucketed_batches(
+    windows: Windows, which: np.ndarray, budget: int, generator: torch.Generator
+) -> list[np.ndarray]:
     """Put the windows ``which`` into batches of similar length, in random order.
 
     A batch is as many whole windows as have ``budget`` targets together; a larger window is a batch
@@ -98,7 +116,9 @@ def bucketed_batches(windows: Windows, which, budget: int, generator) -> list[np
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def tempered(domain, targets, temperature: float, generator) -> np.ndarray:
+def tempered(
+    domain: np.ndarray, targets: np.ndarray, temperature: float, generator: torch.Generator
+) -> np.ndarray:
     """Draw windows for an epoch so that a domain of n targets has about n^(1/T) of them.
 
     No window is drawn twice: the domain that would need its windows most often takes all of them
@@ -120,7 +140,7 @@ def tempered(domain, targets, temperature: float, generator) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 
-def _cut_batches(which, targets, budget):
+def _cut_batches(which: np.ndarray, targets: np.ndarray, budget: int) -> list[np.ndarray]:
     """Cut ``which`` where the next window would go over the budget."""
     cuts, total = [], 0
     for i, n in enumerate(targets.tolist()):
@@ -131,7 +151,7 @@ def _cut_batches(which, targets, budget):
     return np.split(which, cuts) if len(which) else []
 
 
-def carried_batches(windows: Windows, budget: int, generator) -> list[np.ndarray]:
+def carried_batches(windows: Windows, budget: int, generator: torch.Generator) -> list[np.ndarray]:
     """Put windows into batches such that each comes after the window before it of the same user.
 
     Users with one window are batched by length, as in :func:`bucketed_batches`. The others take
@@ -150,7 +170,8 @@ def carried_batches(windows: Windows, budget: int, generator) -> list[np.ndarray
     targets = windows.targets.tolist()
     chains = []
     while waiting:
-        batch, total = [], 0
+        batch: list[int] = []
+        total = 0
         while waiting and (not batch or total + targets[waiting[0]] <= budget):
             batch.append(waiting.popleft())
             total += targets[batch[-1]]
@@ -183,7 +204,13 @@ class WindowLoader(AbstractDataLoader):
             sampling, several processes.
     """
 
-    def __init__(self, config, dataset, sampler=None, shuffle=False):
+    def __init__(
+        self,
+        config: Config,
+        dataset: TargetDataset,
+        sampler: AbstractSampler | None = None,
+        shuffle: bool = False,
+    ) -> None:
         _refuse_settings(config)
         self.config = config
         self._dataset, self._sampler, self.shuffle = dataset, sampler, shuffle
@@ -207,17 +234,17 @@ class WindowLoader(AbstractDataLoader):
             last = self.items[self.windows.start + self.windows.length]  # each window's last target
             self.domain = domains.of(last).numpy()
         self.sample_size = len(self.windows)
-        self.batches = None  # of the epoch that has begun
+        self.batches: list[np.ndarray] | None = None  # of the epoch that has begun
         torch.utils.data.DataLoader.__init__(
             self,
-            dataset=range(self.sample_size),
+            dataset=range(self.sample_size),  # type: ignore[arg-type]
             batch_sampler=_BatchesOf(self),
             collate_fn=self.collate_fn,
             num_workers=config["worker"],
             generator=self.generator,
         )
 
-    def _cut(self, dataset):
+    def _cut(self, dataset: TargetDataset) -> Windows:
         targets = np.flatnonzero(self.is_target.numpy())
         start = dataset.history_start[targets]
         first, index = np.unique(start, return_index=True)
@@ -231,11 +258,11 @@ class WindowLoader(AbstractDataLoader):
             overlap = 0
         return cut_windows(first, last, user, self.is_target.numpy(), size, overlap)
 
-    def _init_batch_size_and_step(self):
+    def _init_batch_size_and_step(self) -> None:
         self.step = self.config["train_batch_size"]
         self.set_batch_size(self.step)
 
-    def plan(self, generator) -> list[np.ndarray]:
+    def plan(self, generator: torch.Generator) -> list[np.ndarray]:
         """Draw the batches of an epoch, each the indices of its windows."""
         budget = max(1, self.step // max(1, self.negatives))  # RecBole counts negatives too
         if self.carry_state:
@@ -248,11 +275,11 @@ class WindowLoader(AbstractDataLoader):
             return _cut_batches(everything, self.windows.targets, budget)
         return bucketed_batches(self.windows, everything, budget, generator)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Interaction]:
         self.batches = self.plan(self.generator)
         return super().__iter__()
 
-    def collate_fn(self, index):
+    def collate_fn(self, index: list[int]) -> Interaction:
         """Cut out the windows ``index``, a list of ints, and sample their negatives."""
         windows, dataset = self.windows, self._dataset
         length = windows.length[index]
@@ -276,6 +303,7 @@ class WindowLoader(AbstractDataLoader):
             batch[EARLIER] = self._earlier(windows.start[index])
         if self.negatives:
             users = batch[dataset.uid_field][:, None].expand_as(targets)[counts]
+            assert self._sampler is not None
             sampled = self._sampler.sample_by_user_ids(
                 users.numpy(), targets[counts].numpy(), self.negatives
             )
@@ -284,7 +312,7 @@ class WindowLoader(AbstractDataLoader):
             batch[self.config["NEG_PREFIX"] + dataset.iid_field] = negatives
         return Interaction(batch)
 
-    def _earlier(self, start):
+    def _earlier(self, start: np.ndarray) -> Tensor:
         """The items before positions ``start`` of the timeline, (rows, most of a row)."""
         number = start - self._dataset.history_start[start]
         position = start[:, None] - np.arange(number.max(), 0, -1)
@@ -296,20 +324,21 @@ class WindowLoader(AbstractDataLoader):
 class _BatchesOf:
     """The batch sampler of a :class:`WindowLoader`."""
 
-    def __init__(self, loader):
+    def __init__(self, loader: WindowLoader) -> None:
         self.loader = loader
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
+        assert self.loader.batches is not None
         return (batch.tolist() for batch in self.loader.batches)
 
-    def __len__(self):
+    def __len__(self) -> int:
         # Asked before an epoch begins: draw its plan without using up its randomness.
         generator = torch.Generator()
         generator.set_state(self.loader.generator.get_state())
         return len(self.loader.plan(generator))
 
 
-def _refuse_settings(config):
+def _refuse_settings(config: Config) -> None:
     """Raise ConfigError for what only makes sense on RecBole's prefixes."""
     remedy = "set training_mode: augmentation, or remove it"
     if config["transform"] is not None:

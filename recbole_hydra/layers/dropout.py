@@ -1,7 +1,9 @@
 """Dropout whose random bits do not cost more than the layer it follows."""
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import one_of, probability
 from recbole_hydra.errors import ConfigError
@@ -14,7 +16,7 @@ _BITS = 16
 PLACES = ("item", "mamba", "ffn", "output")
 
 
-def dropout_by_place(p, places) -> dict:
+def dropout_by_place(p: Any, places: Any) -> dict[str, float]:
     """The probability of dropout at each of :data:`PLACES`.
 
     Args:
@@ -41,7 +43,7 @@ class Dropout(nn.Dropout):
     ``nn.Dropout``.
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """Drop elements of ``x``, of any shape, with probability ``p`` while training."""
         threshold = round(self.p * 2**_BITS)
         exact = threshold in (0, 2**_BITS)  # nothing or everything, as far as 16 bits can tell

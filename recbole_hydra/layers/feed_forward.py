@@ -1,7 +1,7 @@
 """The feed-forward network of Hydra."""
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import one_of, positive_int
 
@@ -18,7 +18,7 @@ class FeedForward(nn.Module):
         ConfigError: another ``ffn_type``, or a size that is none.
     """
 
-    def __init__(self, d, ffn_type, ffn_size):
+    def __init__(self, d: int, ffn_type: str, ffn_size: int) -> None:
         super().__init__()
         one_of("ffn_type", ffn_type, ("gelu", "swiglu"))
         positive_int("ffn_size", ffn_size)
@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
         self.w_3 = nn.Linear(d, ffn_size, bias=False) if ffn_type == "swiglu" else None
         self.w_2 = nn.Linear(ffn_size, d, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(batch, length, d) to the same."""
         if self.w_3 is None:
             return self.w_2(F.gelu(self.w_1(x)))

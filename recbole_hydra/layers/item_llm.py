@@ -6,22 +6,31 @@ state (Yuan 2025, arXiv 2504.07398, item model; the construction is that of HLLM
 what they are, and a text cannot contain it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import logging
 import os
 import uuid
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number, probability
 from recbole_hydra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +87,7 @@ def find_llm(name: str) -> Path:
     return folder
 
 
-def hash_llm(folder) -> str:
+def hash_llm(folder: str | Path) -> str:
     """A hash of what decides a model's states: its config, tokenizer and weights."""
     digest = hashlib.sha256()
     names = ("config.json", *_TOKENIZERS, "merges.txt", "tokenizer_config.json", *_WEIGHTS)
@@ -112,30 +121,31 @@ class ItemLLM(nn.Module):
 
     def __init__(
         self,
-        folder,
-        max_tokens=None,
-        training="frozen",
-        lora=None,
-        gradient_checkpointing=True,
-        device="cpu",
-    ):
+        folder: str | Path,
+        max_tokens: int | None = None,
+        training: str = "frozen",
+        lora: Mapping[str, Any] | None = None,
+        gradient_checkpointing: bool = True,
+        device: str | torch.device = "cpu",
+    ) -> None:
         super().__init__()
         one_of("llm_training", training, ("frozen", "lora", "full"))
         self.gradient_checkpointing = boolean("llm_gradient_checkpointing", gradient_checkpointing)
         llm, self.tokenizer = _load(folder)
         self.limit = self._limit(llm.config, max_tokens)
         self.low = _has_bfloat16(device) and (training != "frozen" or _type(device) != "cpu")
-        llm.to(device, torch.bfloat16 if self.low and training != "full" else torch.float32)
+        dtype = torch.bfloat16 if self.low and training != "full" else torch.float32
+        cast(nn.Module, llm).to(device, dtype)
         llm.requires_grad_(training == "full")
         self.item_token = nn.Parameter(self._first_item_token(llm), training != "frozen")
         self.width = self.item_token.shape[0]
-        self.llm = _with_lora(llm, **lora) if training == "lora" else llm
+        self.llm = _with_lora(llm, **cast("dict[str, Any]", lora)) if training == "lora" else llm
         if training == "frozen":
             self.eval()
-        self.tokens = []
+        self.tokens: list[np.ndarray] = []
 
     @staticmethod
-    def _limit(config, max_tokens):
+    def _limit(config: Any, max_tokens: int | None) -> int:
         own = getattr(config, "max_position_embeddings", None) or 2**31
         if max_tokens is None:
             return own
@@ -143,19 +153,19 @@ class ItemLLM(nn.Module):
             raise ConfigError("item_text_length must be at least 2: a token, and [ITEM]")
         return min(own, max_tokens)
 
-    def _first_item_token(self, llm):
+    def _first_item_token(self, llm: PreTrainedModel) -> Tensor:
         """What ``[ITEM]`` is before any training: a copy of the token that sums up a text.
 
         That is [CLS] where there is one, otherwise the end of a text. Of those tried on MiniLM,
         [CLS] kept most of what the mean over all positions says (benchmarks/item_token.py).
         """
-        embeddings = llm.get_input_embeddings().weight.detach().float()
+        embeddings = cast(Tensor, llm.get_input_embeddings().weight).detach().float()
         for name in ("cls_token_id", "eos_token_id", "sep_token_id"):
             if (token := getattr(self.tokenizer, name, None)) is not None:
                 return embeddings[token].clone()
         return embeddings.mean(0)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """Set the mode, as torch's, but leave the LLM without its own dropout; LoRA's is kept.
 
         States of items differ little beside their length, so that the noise of the LLM's dropout
@@ -169,7 +179,7 @@ class ItemLLM(nn.Module):
                 module.train(mode)
         return self
 
-    def tokenise(self, sentences, show_progress=False) -> None:
+    def tokenise(self, sentences: Sequence[str], show_progress: bool = False) -> None:
         """Tokenise the text of every item, once; item i is ``sentences[i]``.
 
         Texts beyond the limit lose their end; how many do is logged.
@@ -190,7 +200,7 @@ class ItemLLM(nn.Module):
                 f"were cut there (the longest has {longest:,}); see item_text_length"
             )
 
-    def forward(self, ids, show_progress=False):
+    def forward(self, ids: Tensor, show_progress: bool = False) -> Tensor:
         """Return the states of items, (items, width), float32.
 
         Args:
@@ -217,7 +227,7 @@ class ItemLLM(nn.Module):
         inverse = torch.from_numpy(np.argsort(order)).to(self.item_token.device)
         return torch.cat(states)[inverse]
 
-    def _encode(self, texts):
+    def _encode(self, texts: Sequence[np.ndarray]) -> Tensor:
         """States of a few texts, (texts, width)."""
         device = self.item_token.device
         lengths = torch.tensor([len(text) for text in texts], device=device)
@@ -229,13 +239,13 @@ class ItemLLM(nn.Module):
             return checkpoint(self._states, tokens, lengths, use_reentrant=False)
         return self._states(tokens, lengths)
 
-    def _states(self, tokens, lengths):
+    def _states(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """States at ``[ITEM]``, which is at position ``lengths`` of each row of ``tokens``."""
         rows = torch.arange(len(tokens), device=tokens.device)
-        embedded = self.llm.get_input_embeddings()(tokens)
+        embedded = cast("PreTrainedModel", self.llm).get_input_embeddings()(tokens)
         embedded = embedded.index_put((rows, lengths), self.item_token.to(embedded.dtype))
         mask = torch.arange(tokens.shape[1], device=tokens.device) <= lengths[:, None]
-        plain = contextlib.nullcontext()
+        plain: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.low and tokens.device.type == "cpu" and tokens.shape[1] <= PLAIN_ATTENTION:
             plain = sdpa_kernel(SDPBackend.MATH)
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.low), plain:
@@ -243,7 +253,7 @@ class ItemLLM(nn.Module):
         return output.last_hidden_state[rows, lengths].float()
 
 
-def _load(folder):
+def _load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model without a head, an encoder alone where there is one too, and the tokenizer."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -261,19 +271,21 @@ def _load(folder):
     return llm.get_encoder() if llm.config.is_encoder_decoder else llm, tokenizer
 
 
-def _type(device) -> str:
+def _type(device: str | torch.device) -> str:
     return torch.device(device).type
 
 
-def _has_bfloat16(device) -> bool:
+def _has_bfloat16(device: str | torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32."""
     if _type(device) == "cpu":  # an older torch does not say
-        has = getattr(torch.cpu, "get_capabilities", dict)()
+        has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return _type(device) == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _with_lora(llm, rank, alpha, dropout, target_modules):
+def _with_lora(
+    llm: PreTrainedModel, rank: Any, alpha: Any, dropout: Any, target_modules: Any
+) -> PeftModel:
     positive_int("lora_rank", rank)
     positive_number("lora_alpha", alpha)
     probability("lora_dropout", dropout)
@@ -298,7 +310,14 @@ def _with_lora(llm, rank, alpha, dropout, target_modules):
 
 
 @torch.no_grad()
-def frozen_states(folder, sentences, max_tokens=None, device="cpu", cache=None, progress=False):
+def frozen_states(
+    folder: str | Path,
+    sentences: Sequence[str],
+    max_tokens: int | None = None,
+    device: str | torch.device = "cpu",
+    cache: str | Path | None = None,
+    progress: bool = False,
+) -> Tensor:
     """States of items whose language model is not trained: computed once, then read from a file.
 
     Args:

@@ -1,22 +1,25 @@
 """The Mamba block, and v small Mamba blocks side by side without a loop over them."""
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.ops import causal_conv1d, selective_scan
 from recbole_hydra.ops.selective_scan import BACKENDS
 
 
-def _initial_A_log(channels, d_state):
+def _initial_A_log(channels: int, d_state: int) -> Tensor:
     """log of A = -(1 .. d_state) in every channel (S4D-real, arXiv 2206.11893)."""
     return torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(channels, 1)
 
 
-def _initial_dt_bias(channels, dt_min=1e-3, dt_max=0.1, floor=1e-4):
+def _initial_dt_bias(
+    channels: int, dt_min: float = 1e-3, dt_max: float = 0.1, floor: float = 1e-4
+) -> Tensor:
     """Biases whose softplus, the step sizes, are log-uniform in [dt_min, dt_max]."""
     dt = torch.exp(
         torch.rand(channels) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)
@@ -24,7 +27,7 @@ def _initial_dt_bias(channels, dt_min=1e-3, dt_max=0.1, floor=1e-4):
     return dt + torch.log(-torch.expm1(-dt))  # inverse of softplus
 
 
-def kept(x, keep=None):
+def kept(x: Tensor, keep: Tensor | None = None) -> Tensor:
     """The positions ``keep`` of x, (batch, length, ...), as (positions, ...); all of x if None.
 
     What follows the scan of a model's last layer acts on each position by itself: where only some
@@ -57,7 +60,14 @@ class Mamba(nn.Module):
         ConfigError: a size that is not a positive integer, or an unknown backend.
     """
 
-    def __init__(self, d_model, d_state=16, d_conv=4, expand=2, scan_backend="auto"):
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        scan_backend: str = "auto",
+    ) -> None:
         super().__init__()
         positive_int("d_model", d_model)
         positive_int("d_state", d_state)
@@ -81,11 +91,16 @@ class Mamba(nn.Module):
         with torch.no_grad():
             self.dt_proj.bias.copy_(_initial_dt_bias(d_inner))
 
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """The state before the first position: zeros; see :meth:`forward`."""
         return _zero_state(batch, self.conv1d.weight[:, 0], self.A_log)
 
-    def forward(self, hidden, state=None, keep=None):
+    def forward(
+        self,
+        hidden: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """Map (batch, length, d_model) to (batch, length, d_model); position t sees up to t.
 
         Args:
@@ -115,7 +130,9 @@ class Mamba(nn.Module):
             self.scan_backend,
         )
         out = self.out_proj(y)
-        return out if state is None else (out, (conv_state, scan_state))
+        if state is None:
+            return out
+        return out, cast("tuple[Tensor, Tensor]", (conv_state, scan_state))
 
 
 #: What a head of :class:`MultiHeadMamba` does before it is trained.
@@ -143,9 +160,15 @@ class MultiHeadMamba(nn.Module):
     """
 
     def __init__(
-        self, num_heads, head_dim, d_state=16, d_conv=4, expand=1, scan_backend="auto",
-        start="mamba",
-    ):  # fmt: skip
+        self,
+        num_heads: int,
+        head_dim: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 1,
+        scan_backend: str = "auto",
+        start: str = "mamba",
+    ) -> None:
         super().__init__()
         memory = one_of("mamba_start", start, STARTS) == "memory"
         v = positive_int("num_heads", num_heads)
@@ -157,7 +180,8 @@ class MultiHeadMamba(nn.Module):
         self.sizes = [dt_rank, 2 * d_state]  # of what x_proj computes per head: dt, B and C
         self.scan_backend = one_of("scan_backend", scan_backend, ("auto", *BACKENDS))
 
-        def uniform(*shape, fan_in):  # nn.Linear's and nn.Conv1d's initialisation
+        def uniform(*shape: int, fan_in: int) -> nn.Parameter:
+            # nn.Linear's and nn.Conv1d's initialisation
             return nn.Parameter(torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5))
 
         # Weights of all heads, one matrix (out, in) per head.
@@ -174,12 +198,17 @@ class MultiHeadMamba(nn.Module):
         self.D = nn.Parameter(torch.full((v * d_inner,), 0.0 if memory else 1.0))
         self.out_proj = uniform(v, head_dim, d_inner, fan_in=d_inner)
 
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """The state before the first position: zeros; see :meth:`Mamba.forward`, with the channels
         of all heads side by side."""
         return _zero_state(batch, self.conv_weight, self.A_log)
 
-    def forward(self, X, state=None, keep=None):
+    def forward(
+        self,
+        X: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """Map X, (batch, length, heads, head_dim), head by head, to the same shape.
 
         With ``state``, returns the pair (output, state after the last position); ``keep``, see
@@ -206,10 +235,12 @@ class MultiHeadMamba(nn.Module):
             self.dt_bias,
         )
         out = _per_head(y.unflatten(-1, heads), self.out_proj)
-        return out if state is None else (out, (conv_state, scan_state))
+        if state is None:
+            return out
+        return out, cast("tuple[Tensor, Tensor]", (conv_state, scan_state))
 
 
-def _zero_state(batch, conv_weight, A_log):
+def _zero_state(batch: int, conv_weight: Tensor, A_log: Tensor) -> tuple[Tensor, Tensor]:
     channels, width = conv_weight.shape
     return (
         conv_weight.new_zeros(batch, channels, width - 1),
@@ -220,23 +251,29 @@ def _zero_state(batch, conv_weight, A_log):
 # Both ask for a final state only when they were given one: not every backend has states.
 
 
-def _convolve(x, weight, bias, state):
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     if state is None:
         return causal_conv1d(x, weight, bias, activation="silu"), None
     return causal_conv1d(x, weight, bias, state, return_final_state=True, activation="silu")
 
 
-def _gated_scan(x, dt, A, B, C, D, state, z, keep, backend, dt_bias=None):
+def _gated_scan(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor | None,
+    z: Tensor, keep: Tensor | None, backend: str, dt_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Scan with step sizes softplus(dt + dt_bias), and gate by SiLU(z); (y at ``keep``, state)."""
     # The scan computes a gate at every position; where few are wanted, it comes after them.
-    around = {"delta_bias": dt_bias, "delta_softplus": True, "z": z if keep is None else None}
-    inputs = (x, dt, A, B, C, D, state)
-    y = selective_scan(*inputs, return_final_state=state is not None, backend=backend, **around)
+    y = selective_scan(
+        x, dt, A, B, C, D, state, return_final_state=state is not None, backend=backend,
+        z=z if keep is None else None, delta_bias=dt_bias, delta_softplus=True,
+    )  # fmt: skip
     if state is not None:
         y, state = y
     return (y if keep is None else kept(y, keep) * F.silu(z)), state
 
 
-def _per_head(x, weight):
+def _per_head(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply head i of x, (..., heads, in), by weight[i], (heads, out, in)."""
     return torch.einsum("...vi,voi->...vo", x, weight)

@@ -1,7 +1,7 @@
 """A learned number on the scores of items that the user has had already."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import one_of
 from recbole_hydra.errors import ConfigError
@@ -42,14 +42,14 @@ class RepeatBias(nn.Module):
     #: What the numbers may depend on.
     FORMS = ("item", "shared", "distance")
 
-    def __init__(self, form, n_items):
+    def __init__(self, form: str, n_items: int) -> None:
         super().__init__()
         one_of("repeat_bias", form, self.FORMS)
         self.weight = nn.Parameter(torch.zeros(DISTANCES if form == "distance" else 1))
         self.item_weight = nn.Parameter(torch.zeros(n_items)) if form == "item" else None
 
     @classmethod
-    def of_setting(cls, form, n_items, by_id):
+    def of_setting(cls, form: str | None, n_items: int, by_id: bool) -> "RepeatBias | None":
         """The repeat bias that a model's setting ``repeat_bias`` asks for; None for "none".
 
         Args:
@@ -77,7 +77,7 @@ class RepeatBias(nn.Module):
             parts = self.item_weight[:place], zeros, self.item_weight[place:]
             self.item_weight = nn.Parameter(torch.cat(parts).detach())
 
-    def forward(self, item_seq, last):
+    def forward(self, item_seq: Tensor, last: Tensor) -> ScoreOffsets:
         """Return the offsets of the scores after some positions, one row each.
 
         Args:
@@ -92,7 +92,7 @@ class RepeatBias(nn.Module):
         is_latest = (until.index_select(0, user) > t[:, None]) & (position <= t[:, None])
         row, where = is_latest.nonzero(as_tuple=True)
         items = item_seq.flatten()[(user * length)[row] + where]
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.item_weight is not None:
             kinds, weight = items, weight + self.item_weight
         elif len(weight) == 1:
@@ -104,7 +104,7 @@ class RepeatBias(nn.Module):
         return ScoreOffsets(row, items, kinds, SCALE * weight)
 
 
-def next_time(item_seq):
+def next_time(item_seq: Tensor) -> Tensor:
     """For every position the next one with the same item, ``length`` if there is none; of
     (batch, length) item ids."""
     length = item_seq.shape[1]

@@ -1,6 +1,6 @@
 """The root mean square norm in few passes over the data."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.ops import rms_norm
 
@@ -12,9 +12,11 @@ class RMSNorm(nn.RMSNorm):
         width: of the last dimension. eps: added to the mean square.
     """
 
-    def __init__(self, width, eps):
+    eps: float
+
+    def __init__(self, width: int, eps: float) -> None:
         super().__init__(width, eps)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(..., width) to the same."""
         return rms_norm(x, self.weight, self.eps)

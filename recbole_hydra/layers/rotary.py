@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864)."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import positive_int, positive_number
 from recbole_hydra.errors import ConfigError
@@ -21,7 +21,7 @@ class RotaryPositions(nn.Module):
         ConfigError: odd ``head_dim``, or a base that is not a positive number.
     """
 
-    def __init__(self, head_dim: int, base: float = 10_000.0):
+    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
         super().__init__()
         if positive_int("head_dim", head_dim) % 2:
             raise ConfigError(
@@ -31,14 +31,14 @@ class RotaryPositions(nn.Module):
         positive_number("rope_base", base)
         self.head_dim, self.base = head_dim, base
 
-    def forward(self, x, offset=0):
+    def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         """Rotate ``x``, (batch, length, heads, head_dim), whose first position is ``offset``: an
         int, or one per row, (batch,)."""
         position = torch.arange(x.shape[1], device=x.device)
         # Not kept as a buffer: model.bfloat16() would round it, and positions with it.
         pair = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=x.device)
         frequency = (self.base ** (-pair / self.head_dim)).float()  # radians per step
-        if isinstance(offset, torch.Tensor):
+        if isinstance(offset, Tensor):
             offset = offset[:, None]
         # (length, 1, head_dim / 2), or with an offset per row (batch, length, 1, head_dim / 2)
         angle = ((position + offset)[..., None] * frequency).unsqueeze(-2)

@@ -1,23 +1,35 @@
 """Layers one after another, and a stack of them for each domain."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from recbole_hydra.layers.mamba import MultiHeadMamba
 
 
 class Stack(nn.ModuleList):
     """Layers one after another, each ``layer(H, position, state, keep)`` with a Mamba inside, as
     :class:`~recbole_hydra.model.sequential_recommender.hydra.HydraLayer`."""
 
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         """The state before the first item: the position, (batch,), then two tensors per layer."""
         device = next(self.parameters()).device
         position = torch.zeros(batch, dtype=torch.long, device=device)
-        return position, *(part for layer in self for part in layer.mamba.initial_state(batch))
+        mambas = [cast(MultiHeadMamba, layer.mamba) for layer in self]
+        return position, *(part for mamba in mambas for part in mamba.initial_state(batch))
 
     def move_items(self, place: int, number: int) -> None:
         """Do nothing: items are the same to these layers, whatever their ids."""
 
-    def forward(self, H, state=None, keep=None, item_seq=None):
+    def forward(
+        self,
+        H: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        keep: Tensor | None = None,
+        item_seq: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """(batch, length, width) to the same; returns it and the state after the last position,
         None if none was given.
 
@@ -44,22 +56,31 @@ class StackPerDomain(nn.ModuleList):
         stacks: one per domain. start: the first item id of each, rising, (domains,).
     """
 
-    def __init__(self, stacks, start):
+    start: Tensor
+
+    def __init__(self, stacks: Iterable[Stack], start: Sequence[int]) -> None:
         super().__init__(stacks)
         self.register_buffer("start", torch.as_tensor(start), persistent=False)
 
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         """See :meth:`Stack.initial_state`."""
-        return self[0].initial_state(batch)
+        return cast(Stack, self[0]).initial_state(batch)
 
     def move_items(self, place: int, number: int) -> None:
         """Know that ``number`` items were inserted before the item id ``place``."""
         self.start[self.start >= place] += number
 
-    def forward(self, H, state=None, keep=None, item_seq=None):
+    def forward(
+        self,
+        H: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        keep: Tensor | None = None,
+        item_seq: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """See :meth:`Stack.forward`. ``item_seq``: (batch, length), tells a row's domain."""
         length = H.shape[1]
-        domain = torch.bucketize(item_seq[:, 0].contiguous(), self.start, right=True) - 1
+        first = cast(Tensor, item_seq)[:, 0].contiguous()
+        domain = torch.bucketize(first, self.start, right=True) - 1
         domain = domain.clamp_min(0)  # a row of padding alone
         out, after, where = [], [], []
         for index in domain.unique().tolist():
@@ -85,6 +106,6 @@ class StackPerDomain(nn.ModuleList):
         return H, state
 
 
-def per_layer(parts):
+def per_layer(parts: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     """Split a flat sequence of tensors into the pairs that the Mamba of each layer carries."""
     return zip(parts[::2], parts[1::2], strict=True)

@@ -7,12 +7,17 @@ is :class:`GatheredStates`. :func:`causal` registers a class, and :func:`check_c
 whether it is what it is registered as.
 """
 
+from __future__ import annotations
+
 import inspect
-from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
+from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.sequential_recommender import FDSA, GRU4Rec, GRU4RecF, SASRec, SASRecF
+from torch import Tensor
 
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model.sequential_recommender.base import (
@@ -20,6 +25,8 @@ from recbole_hydra.model.sequential_recommender.base import (
     StateSpaceRecommender,
 )
 from recbole_hydra.ops import linear_cross_entropy
+
+_Model = TypeVar("_Model", bound=type)
 
 
 class CausalModel(Protocol):
@@ -29,9 +36,12 @@ class CausalModel(Protocol):
         item_table: the vectors that states are compared with, (n_items, width).
     """
 
-    item_table: torch.Tensor
+    if TYPE_CHECKING:  # it need not be settable
 
-    def encode(self, item_seq, keep):
+        @property
+        def item_table(self) -> Tensor: ...
+
+    def encode(self, item_seq: Tensor, keep: Tensor) -> Tensor:
         """States at the positions ``keep`` of ``item_seq``, (positions, width); each depends on the
         items up to its position only.
 
@@ -40,7 +50,13 @@ class CausalModel(Protocol):
             keep: b * length + t of every position wanted, (positions,).
         """
 
-    def target_loss(self, states, targets, history, negatives=None):
+    def target_loss(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        history: tuple[Tensor, Tensor],
+        negatives: Tensor | None = None,
+    ) -> Tensor:
         """Mean loss of states against the items that came next, as ``calculate_loss`` has it.
 
         Args:
@@ -50,10 +66,12 @@ class CausalModel(Protocol):
             negatives: for BPR, item ids, (targets, negatives).
         """
 
-    def step(self, item_seq, targets, negatives=None):
+    def step(
+        self, item_seq: Tensor, targets: Tensor, negatives: Tensor | None = None
+    ) -> AbstractContextManager[None]:
         """The context of :meth:`encode` and :meth:`target_loss` for one batch."""
 
-    def told_apart(self, targets, items):
+    def told_apart(self, targets: Tensor, items: Tensor) -> Tensor | None:
         """Which of ``items`` the loss tells each target apart from, (targets, k) bool; None for
         all.
 
@@ -71,14 +89,14 @@ class GatheredStates:
         model: that model.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: SequentialRecommender) -> None:
         self.model = model
 
     @property
-    def item_table(self):
+    def item_table(self) -> Tensor:
         return self.model.item_embedding.weight
 
-    def encode(self, item_seq, keep):
+    def encode(self, item_seq: Tensor, keep: Tensor) -> Tensor:
         model = self.model
         model.gather_indexes = lambda output, index: output  # every position
         try:
@@ -87,7 +105,13 @@ class GatheredStates:
             del model.gather_indexes
         return states.flatten(0, 1).index_select(0, keep)
 
-    def target_loss(self, states, targets, history, negatives=None):
+    def target_loss(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        history: tuple[Tensor, Tensor],
+        negatives: Tensor | None = None,
+    ) -> Tensor:
         table = self.item_table
         if negatives is None:
             return linear_cross_entropy(states, table, targets)
@@ -95,14 +119,16 @@ class GatheredStates:
         negative = (states.unsqueeze(1) * table[negatives]).sum(-1)
         return self.model.loss_fct(positive.expand_as(negative), negative)
 
-    def step(self, item_seq, targets, negatives=None):
+    def step(
+        self, item_seq: Tensor, targets: Tensor, negatives: Tensor | None = None
+    ) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def told_apart(self, targets, items):
+    def told_apart(self, targets: Tensor, items: Tensor) -> None:
         return None
 
     @staticmethod
-    def lacks(model_class) -> str | None:
+    def lacks(model_class: type[SequentialRecommender]) -> str | None:
         """What a class lacks that this adapter needs, in words; None for nothing."""
         takes = list(inspect.signature(model_class.forward).parameters)[1:]
         if len(takes) != 2:
@@ -115,13 +141,27 @@ class GatheredStates:
 _RECBOLES = (SASRec, GRU4Rec, SASRecF, GRU4RecF, FDSA)
 
 #: The adapters of classes that do not offer the protocol themselves.
-_ADAPTERS = dict.fromkeys(_RECBOLES, GatheredStates)
+_ADAPTERS: dict[type, Callable[[Any], CausalModel] | None] = dict.fromkeys(
+    _RECBOLES, GatheredStates
+)
 
 #: The models that are known to be causal, in words.
 KNOWN = "Hydra, Mamba4Rec, SASRec, GRU4Rec, SASRecF, GRU4RecF and FDSA"
 
 
-def causal(model_class=None, *, adapter=GatheredStates):
+@overload
+def causal(
+    model_class: _Model, *, adapter: Callable[[Any], CausalModel] | None = ...
+) -> _Model: ...
+@overload
+def causal(
+    model_class: None = None, *, adapter: Callable[[Any], CausalModel] | None = ...
+) -> Callable[[_Model], _Model]: ...
+def causal(
+    model_class: type | None = None,
+    *,
+    adapter: Callable[[Any], CausalModel] | None = GatheredStates,
+) -> Any:
     """Register a model class as causal, so that ``training_mode: auto`` trains it on every
     position; a decorator::
 
@@ -173,7 +213,7 @@ def can_carry_state(model_class: type) -> bool:
     return is_causal(model_class) and issubclass(model_class, StateSpaceRecommender)
 
 
-def causal_model(model) -> CausalModel:
+def causal_model(model: SequentialRecommender) -> CausalModel:
     """What a model that :func:`is_causal` says yes to, or that a setting names, offers."""
     adapter = _ADAPTERS.get(type(model), GatheredStates)
     if isinstance(model, CausalRecommender) or adapter is None:
@@ -191,7 +231,7 @@ _POSITIONS, _CUTS = 200, 16
 
 
 @torch.no_grad()
-def check_causal(model, length: int, seed: int = 0) -> None:
+def check_causal(model: SequentialRecommender, length: int, seed: int = 0) -> None:
     """Look at the states of a model on random histories, of 200 items at most.
 
     Args:
@@ -234,7 +274,7 @@ def check_causal(model, length: int, seed: int = 0) -> None:
         model.train(mode)
 
 
-def _states(offered, item_seq):
+def _states(offered: CausalModel, item_seq: Tensor) -> Tensor:
     """The states at all positions, (rows, length, width)."""
     rows, length = item_seq.shape
     states = offered.encode(item_seq, keep=torch.arange(rows * length, device=item_seq.device))
@@ -244,7 +284,9 @@ def _states(offered, item_seq):
     return states.reshape(rows, length, -1)
 
 
-def _check_scores(model, offered, items, states):
+def _check_scores(
+    model: SequentialRecommender, offered: CausalModel, items: Tensor, states: Tensor
+) -> None:
     """Compare the model's own scores at the last positions with inner products."""
     rows, length = items.shape
     if getattr(model, "repeat_bias", None) is not None:
@@ -267,7 +309,7 @@ def _check_scores(model, offered, items, states):
 
 
 @contextmanager
-def _said_of(name):
+def _said_of(name: str) -> Iterator[None]:
     """What a model that does not fit its adapter raises, in one line."""
     try:
         yield

@@ -4,15 +4,23 @@ A model asks for the vectors of the ids that it reads, for the table that its st
 with, and, around the loss of a batch, for what that batch needs; it never asks what an item is.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import one_of
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import ItemLLM, TextItems, find_llm, frozen_states, hash_llm
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
 
 #: Values of ``item_encoder``.
 ENCODERS = ("id", "text", "id+text")
@@ -32,13 +40,19 @@ class Items:
         text: :class:`~recbole_hydra.layers.TextItems`, the vectors of texts; None without.
     """
 
-    def __init__(self, n_items, embedding, output=None, show_progress=False):
+    def __init__(
+        self,
+        n_items: int,
+        embedding: nn.Embedding | None,
+        output: nn.Embedding | None = None,
+        show_progress: bool = False,
+    ) -> None:
         self.n_items, self.embedding, self.output = n_items, embedding, output
-        self.text = None
+        self.text: TextItems | None = None
         self.show_progress = show_progress
         self.training = True
-        self._prepared = None  # within prepared()
-        self._frozen = None  # while evaluating
+        self._prepared: Tensor | None = None  # within prepared()
+        self._frozen: Tensor | None = None  # while evaluating
 
     def describe(self, text: TextItems) -> None:
         """Let an item be what its text says, and, where there are vectors by id, the sum of both,
@@ -49,21 +63,21 @@ class Items:
 
     # -- what a model asks for -----------------------------------------------------------------
 
-    def vectors(self, ids):
+    def vectors(self, ids: Tensor) -> Tensor:
         """The vectors of item ids, (..., width), zero for the padding."""
         if self.text is None:
-            return self.embedding(ids)
+            return cast(nn.Embedding, self.embedding)(ids)
         return F.embedding(ids, self.table, padding_idx=0)
 
     @property
-    def table(self):
+    def table(self) -> Tensor:
         """The vectors that states are compared with, (n_items, width); row 0 is padding.
 
         Those of texts are computed once per training step, see :meth:`prepared`, and once per
         evaluation.
         """
         if self.text is None:
-            return (self.output or self.embedding).weight
+            return cast(nn.Embedding, self.output or self.embedding).weight
         if self._prepared is not None:
             return self._prepared
         if self.training or torch.is_grad_enabled():
@@ -78,7 +92,7 @@ class Items:
         return self.text is not None
 
     @contextmanager
-    def prepared(self, ids=None):
+    def prepared(self, ids: Tensor | None = None) -> Iterator[None]:
         """The context of a step: the vectors of ``ids``, distinct and above 0, are computed, once;
         without ``ids`` those of all items."""
         self._prepared = self._computed(ids) if self.are_computed else None
@@ -87,9 +101,10 @@ class Items:
         finally:
             self._prepared = None
 
-    def _computed(self, ids=None, show_progress=False):
+    def _computed(self, ids: Tensor | None = None, show_progress: bool = False) -> Tensor:
         """The item table, (n_items, width), zero in rows other than ``ids``, by default all but the
         padding's."""
+        assert self.text is not None
         if ids is None:
             ids = torch.arange(1, self.n_items, device=self.text.center.device)
             vectors = self.text.catalogue(show_progress)[1:]
@@ -116,21 +131,22 @@ class Items:
                 self.text.forget_states()
 
     @torch.no_grad()
-    def add(self, texts, place: int, config) -> None:
+    def add(self, texts: Sequence[str], place: int, config: Config) -> None:
         """Insert rows for new items before the item id ``place``; by id they start at zero.
 
         Args:
             texts: one per item. config: names the language model and its cache.
         """
-        if self.text.llm is None:
+        text = cast(TextItems, self.text)
+        if text.llm is None:
             folder = find_llm(config["item_llm"])
             states = frozen_states(
                 folder, texts, config["item_text_length"], config["device"],
                 config["item_llm_cache"],
             )  # fmt: skip
-            self.text.add_states(states, place)
+            text.add_states(states, place)
         else:
-            self.text.add_texts(texts, place)
+            text.add_texts(texts, place)
         if self.embedding is not None:
             rows = with_zero_rows(self.embedding.weight, place, len(texts))
             self.embedding.weight = nn.Parameter(rows)
@@ -139,13 +155,20 @@ class Items:
         self.forget()
 
 
-def with_zero_rows(table, place: int, number: int):
+def with_zero_rows(table: Tensor, place: int, number: int) -> Tensor:
     """``table``, one row per item, with ``number`` rows of zeros before the row ``place``."""
     zeros = table.new_zeros(number, *table.shape[1:])
     return torch.cat([table[:place], zeros, table[place:]])
 
 
-def text_items(setting, config, dataset, width, std, loss_type) -> TextItems:
+def text_items(
+    setting: Callable[[str], Any],
+    config: Config,
+    dataset: Dataset,
+    width: int,
+    std: float,
+    loss_type: str,
+) -> TextItems:
     """The module that makes vectors of the items' texts.
 
     Args:
@@ -178,10 +201,10 @@ def text_items(setting, config, dataset, width, std, loss_type) -> TextItems:
     if training == "frozen" or not getattr(dataset, "is_from_checkpoint", False):
         cache = setting("item_llm_cache")
         domains = getattr(dataset, "domains", None)
-        parts = [(1, len(dataset.item_text))] if domains is None else domains.ranges()
+        ranges = [(1, len(dataset.item_text))] if domains is None else domains.ranges()
         parts = [
             frozen_states(folder, dataset.item_text[a:b], length, device, cache, progress)
-            for a, b in parts  # by domain, so that a file of the cache serves it alone, too
+            for a, b in ranges  # by domain, so that a file of the cache serves it alone, too
         ]
         states = torch.cat([parts[0].new_zeros(1, parts[0].shape[1]), *parts])
     if training != "frozen":

@@ -14,15 +14,16 @@ much as their mean.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from recbole.model.loss import BPRLoss
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.ops import linear_cross_entropy, pair_scores
+from recbole_hydra.ops import ItemLists, ScoreOffsets, linear_cross_entropy, pair_scores
 
 _BPR = BPRLoss()
 
@@ -40,7 +41,13 @@ class NegativeSampler:
         ConfigError: an unknown distribution, or more negatives than there are items.
     """
 
-    def __init__(self, n_items, number, distribution="uniform", counts=None):
+    def __init__(
+        self,
+        n_items: int,
+        number: int,
+        distribution: str = "uniform",
+        counts: Sequence[float] | Tensor | None = None,
+    ) -> None:
         self.n_items = n_items
         self.number = positive_int("num_negatives", number)
         if number > n_items - 1:
@@ -49,7 +56,8 @@ class NegativeSampler:
                 "loss_type CE ranks all of them"
             )
         one_of("negative_distribution", distribution, ("uniform", "popularity"))
-        self.probability = self.cumulative = None
+        self.probability: Tensor | None = None
+        self.cumulative: Tensor | None = None
         if distribution == "popularity":
             counts = torch.as_tensor(counts, dtype=torch.float64).clone()
             counts[0] = 0
@@ -58,9 +66,9 @@ class NegativeSampler:
             self.probability = counts / counts.sum()
             self.cumulative = self.probability.cumsum(0)
 
-    def draw(self, device):
+    def draw(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return item ids, (number,), and the log of how often each is expected to be drawn."""
-        if self.probability is None:
+        if self.probability is None or self.cumulative is None:
             items = torch.randint(1, self.n_items, (self.number,), device=device)
             expected = torch.full((self.number,), self.number / (self.n_items - 1), device=device)
             return items, expected.log()
@@ -82,19 +90,28 @@ class TargetGroup(nn.Module):
         n_items: size of the catalogue, the padding item 0 included.
     """
 
-    def __init__(self, items, n_items):
+    items: Tensor
+    position: Tensor
+
+    def __init__(self, items: Tensor, n_items: int) -> None:
         super().__init__()
         position = torch.full((n_items,), -1)
         position[items] = torch.arange(len(items))
         self.register_buffer("items", items, persistent=False)
         self.register_buffer("position", position, persistent=False)
 
-    def rows(self, targets):
+    def rows(self, targets: Tensor) -> Tensor:
         """Which of ``targets``, item ids (targets,), are in the group."""
         return (self.position[targets] >= 0).nonzero().squeeze(1)
 
 
-def cross_entropy(states, item_table, targets, offsets=None, history=None):
+def cross_entropy(
+    states: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    offsets: ScoreOffsets | None = None,
+    history: ItemLists | None = None,
+) -> Tensor:
     """Mean cross-entropy of each target against all items.
 
     ::
@@ -126,7 +143,13 @@ def cross_entropy(states, item_table, targets, offsets=None, history=None):
     return _with_gradient_of(loss, change / len(targets))
 
 
-def bpr(states, item_table, targets, negatives, offsets=None):
+def bpr(
+    states: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    offsets: ScoreOffsets | None = None,
+) -> Tensor:
     """Mean of -log sigmoid(s+ - s-), Bayesian personalised ranking (Rendle et al. 2009).
 
     Args: as :func:`cross_entropy`, and negatives, item ids, (targets, negatives).
@@ -134,7 +157,7 @@ def bpr(states, item_table, targets, negatives, offsets=None):
     positive = (states * F.embedding(targets, item_table)).sum(-1, keepdim=True)
     negative = (states.unsqueeze(1) * F.embedding(negatives, item_table)).sum(-1)
 
-    def loss(positive, negative):
+    def loss(positive: Tensor, negative: Tensor) -> Tensor:
         return _BPR(positive.expand_as(negative), negative)
 
     if offsets is None:
@@ -144,8 +167,14 @@ def bpr(states, item_table, targets, negatives, offsets=None):
 
 
 def sampled_cross_entropy(
-    states, item_table, targets, negatives, log_expected=None, offsets=None, history=None
-):
+    states: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    log_expected: Tensor | None = None,
+    offsets: ScoreOffsets | None = None,
+    history: ItemLists | None = None,
+) -> Tensor:
     """Mean cross-entropy of each target against itself and the sampled negatives.
 
     With ``log_expected`` (the logQ correction), exp(score) of a negative counts for 1 / expected
@@ -156,7 +185,7 @@ def sampled_cross_entropy(
         negatives: (number,) item ids. log_expected: (number,) log expected draws, or None.
     """
 
-    def loss(positive, negative):
+    def loss(positive: Tensor, negative: Tensor) -> Tensor:
         if log_expected is not None:
             negative = negative - log_expected
         negative = negative.masked_fill(negatives == targets[:, None], -torch.inf)
@@ -167,7 +196,15 @@ def sampled_cross_entropy(
     return _sampled(loss, states, item_table, targets, negatives, offsets, history)
 
 
-def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
+def gbce(
+    states: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    t: float,
+    n_items: int,
+    offsets: ScoreOffsets | None = None,
+) -> Tensor:
     """Mean generalised binary cross-entropy (Petrov and Macdonald 2023, arXiv 2308.07192, eq. 8-9).
 
     ::
@@ -187,7 +224,7 @@ def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
     chance = math.log(n)
 
-    def loss(positive, negative):
+    def loss(positive: Tensor, negative: Tensor) -> Tensor:
         is_target = negatives == targets[:, None]
         others = F.logsigmoid(chance - negative).masked_fill(is_target, 0.0).sum(1)
         return -(beta * F.logsigmoid(positive - chance) + others).mean() / (k + 1)
@@ -195,13 +232,21 @@ def gbce(states, item_table, targets, negatives, t, n_items, offsets=None):
     return _sampled(loss, states, item_table, targets, negatives, offsets)
 
 
-def _sampled(loss, states, item_table, targets, negatives, offsets, history=None):
+def _sampled(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    states: Tensor,
+    item_table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    offsets: ScoreOffsets | None,
+    history: ItemLists | None = None,
+) -> Tensor:
     """``loss`` of the scores of targets, (targets,), and of the negatives, (targets, number)."""
     # One lookup for both: its backward pass makes a gradient as large as the table.
     rows = F.embedding(torch.cat([targets, negatives]), item_table)
     positive = (states * rows[: len(targets)]).sum(-1)
     negative = states @ rows[len(targets) :].T
-    less = 0.0, 0.0
+    less: tuple[float | Tensor, float | Tensor] = 0.0, 0.0
     if history is not None:
         own, others = history.holds(targets[:, None]).squeeze(1), history.holds_shared(negatives)
         less = history.less * own, history.less[:, None] * others
@@ -212,13 +257,20 @@ def _sampled(loss, states, item_table, targets, negatives, offsets, history=None
     return _beside(loss, positive, negative, own, others, less)
 
 
-def _beside(loss, positive, negative, own, others, less=(0.0, 0.0)):
+def _beside(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    positive: Tensor,
+    negative: Tensor,
+    own: Tensor,
+    others: Tensor,
+    less: tuple[float | Tensor, float | Tensor] = (0.0, 0.0),
+) -> Tensor:
     """``loss`` of the scores, with something ``less`` on both, and the gradient of ``own`` and
     ``others`` if they were added to the scores."""
     with_offsets = loss(positive.detach() + own, negative.detach() + others)
     return _with_gradient_of(loss(positive - less[0], negative - less[1]), with_offsets)
 
 
-def _with_gradient_of(loss, other):
+def _with_gradient_of(loss: Tensor, other: Tensor) -> Tensor:
     """The value of ``loss``, with the gradients of both."""
     return loss + (other - other.detach())

@@ -1,9 +1,13 @@
 """The loss of states against the items that came next: which one, among which items."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import boolean, fraction, one_of
 from recbole_hydra.errors import ConfigError
@@ -15,7 +19,13 @@ from recbole_hydra.model.losses import (
     gbce,
     sampled_cross_entropy,
 )
-from recbole_hydra.ops import ItemLists
+from recbole_hydra.ops import ItemLists, ScoreOffsets
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+
+    from recbole_hydra.layers import RepeatBias
+    from recbole_hydra.model.items import Items
 
 #: Pairs of a target and an item of its history in a step, from which the repeat bias is learned: a
 #: number per item at most, so that the pairs of all steps tell enough.
@@ -42,7 +52,15 @@ class TargetLosses:
     #: Those in which items share a probability.
     SOFTMAXES = ("CE", "SampledCE")
 
-    def prepare_losses(self, dataset, trained_only=False) -> None:
+    if TYPE_CHECKING:  # what the model has
+        n_items: int
+        items: Items
+
+        @property
+        def item_table(self) -> Tensor: ...
+        def setting(self, key: str) -> Any: ...
+
+    def prepare_losses(self, dataset: Dataset, trained_only: bool = False) -> None:
         """Read the settings of the loss, and from ``dataset`` which items there are.
 
         Args:
@@ -52,16 +70,17 @@ class TargetLosses:
         self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
         #: What the scores of items in the history are raised or lowered by, if they are, a
         #: :class:`~recbole_hydra.layers.RepeatBias`.
-        self.repeat_bias = None
+        self.repeat_bias: RepeatBias | None = None
         #: Whether the items of the history count as one in a loss that is a softmax, see
         #: :mod:`recbole_hydra.model.losses`.
         self.history_as_one = False
         self.target_groups = self._group_targets(dataset, trained_only)
-        self._step_negatives = None  # within step()
+        # within step()
+        self._step_negatives: Sequence[tuple[Tensor | None, Tensor | None]] | None = None
         if self.loss_type in ("SampledCE", "gBCE"):
             self._prepare_sampling(dataset)
 
-    def _group_targets(self, dataset, trained_only):
+    def _group_targets(self, dataset: Dataset, trained_only: bool) -> Sequence[TargetGroup] | None:
         """One group of items per domain; None for the whole catalogue."""
         domains = getattr(dataset, "domains", None)
         if domains is None and not trained_only:
@@ -72,15 +91,15 @@ class TargetLosses:
             items = torch.arange(start, stop)
             counted = counts[start:stop] > 0
             groups.append(TargetGroup(items[counted] if counted.any() else items, self.n_items))
-        return nn.ModuleList(groups)
+        return cast(Sequence[TargetGroup], nn.ModuleList(groups))
 
-    def _count_targets(self, dataset):
+    def _count_targets(self, dataset: Dataset) -> Tensor:
         """How often each item is the target of a training row, (n_items,)."""
         # A model loaded without its dataset cannot count; it will not be trained either.
         counter = getattr(dataset, "item_counter", {})
         return torch.tensor([counter.get(item, 0) for item in range(self.n_items)])
 
-    def _prepare_sampling(self, dataset):
+    def _prepare_sampling(self, dataset: Dataset) -> None:
         number = self.setting("num_negatives")
         distribution = self.setting("negative_distribution")
         self.logq_correction = boolean("logq_correction", self.setting("logq_correction"))
@@ -96,7 +115,7 @@ class TargetLosses:
             for items in members
         ]
 
-    def _history_as_one(self, choice) -> bool:
+    def _history_as_one(self, choice: Any) -> bool:
         """Whether the history counts as one item in the loss: by default where that is a softmax,
         and where a repeat bias keeps the history from ranking first.
 
@@ -119,7 +138,9 @@ class TargetLosses:
         return choice
 
     @contextmanager
-    def step(self, item_seq, targets, negatives=None):
+    def step(
+        self, item_seq: Tensor, targets: Tensor, negatives: Tensor | None = None
+    ) -> Iterator[None]:
         """The context in which the loss of a batch is computed: :meth:`encode`, then
         :meth:`target_loss`, on these items. Items that take computing are computed here, once: for
         CE all, otherwise inputs, targets and negatives."""
@@ -139,7 +160,13 @@ class TargetLosses:
         finally:
             self._step_negatives = None
 
-    def target_loss(self, states, targets, history, negatives=None):
+    def target_loss(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        history: tuple[Tensor, Tensor],
+        negatives: Tensor | None = None,
+    ) -> Tensor:
         """Mean loss of states against the items that came next.
 
         CE is the cross-entropy over all ``n_items`` rows of the item table (row 0 included, as in
@@ -158,22 +185,22 @@ class TargetLosses:
         lists = ItemLists.of_histories(*history) if self.history_as_one else None
         table = self.item_table
         if self.loss_type == "BPR":
-            return bpr(states, table, targets, negatives, offsets)
+            return bpr(states, table, targets, cast(Tensor, negatives), offsets)
         if self.target_groups is None:
             return self._loss_among(None, states, table, targets, offsets, lists, *drawn[0])
-        total = 0.0
+        total: float | Tensor = 0.0
         for group, sample in zip(self.target_groups, drawn, strict=True):
             rows = group.rows(targets)
             if len(rows):
                 mine = states.index_select(0, rows), table, targets.index_select(0, rows)
-                own = [
-                    None if part is None else part.among(rows, self._position(group))
-                    for part in (offsets, lists)
-                ]
+                own = (
+                    None if offsets is None else offsets.among(rows, self._position(group)),
+                    None if lists is None else lists.among(rows, self._position(group)),
+                )
                 total = total + len(rows) * self._loss_among(group, *mine, *own, *sample)
-        return total / len(targets)
+        return cast(Tensor, total) / len(targets)
 
-    def told_apart(self, targets, items):
+    def told_apart(self, targets: Tensor, items: Tensor) -> Tensor | None:
         """Which of ``items`` the loss tells each target apart from, (targets, k) bool: those of the
         target's group; None without groups, for all.
 
@@ -188,7 +215,7 @@ class TargetLosses:
             of_one_group |= own[targets][:, None] & own[items]
         return of_one_group
 
-    def _offsets(self, item_seq, last):
+    def _offsets(self, item_seq: Tensor, last: Tensor) -> ScoreOffsets | None:
         """What the repeat bias adds to the scores of targets, of every second, third, ... where
         there are too many; None without one."""
         if self.repeat_bias is None:
@@ -199,7 +226,7 @@ class TargetLosses:
         offsets = self.repeat_bias(item_seq, last[rows])
         return offsets._replace(rows=rows[offsets.rows])
 
-    def _position(self, group):
+    def _position(self, group: TargetGroup) -> Tensor:
         """Where the scores of a group's targets have an item, -1 for those of other groups: CE has
         scores of the group alone."""
         if self.loss_type == "CE":
@@ -207,19 +234,32 @@ class TargetLosses:
         every = torch.arange(self.n_items, device=group.position.device)
         return every.where(group.position >= 0, -1)
 
-    def _loss_among(self, group, states, table, targets, offsets, lists, sampled, log_expected):
+    def _loss_among(
+        self,
+        group: TargetGroup | None,
+        states: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        offsets: ScoreOffsets | None,
+        lists: ItemLists | None,
+        sampled: Tensor | None,
+        log_expected: Tensor | None,
+    ) -> Tensor:
         """Mean loss of targets of one group, or of the catalogue."""
         if self.loss_type == "CE":
             if group is not None:
                 table, targets = table.index_select(0, group.items), group.position[targets]
             return cross_entropy(states, table, targets, offsets, lists)
+        assert sampled is not None
         if self.loss_type == "gBCE":
             number = self.n_items - 1 if group is None else len(group.items)
             return gbce(states, table, targets, sampled, self.gbce_t, number, offsets)
         log_expected = log_expected if self.logq_correction else None
         return sampled_cross_entropy(states, table, targets, sampled, log_expected, offsets, lists)
 
-    def _drawn_negatives(self, device):
+    def _drawn_negatives(
+        self, device: torch.device
+    ) -> Sequence[tuple[Tensor | None, Tensor | None]]:
         """Negatives of a batch, for the catalogue or each group: item ids, and the log of how often
         each is expected to be drawn; (None, None) for losses without."""
         if self._step_negatives is not None:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
 class ItemLists(NamedTuple):
@@ -16,12 +17,12 @@ class ItemLists(NamedTuple):
         items: (k,) int64. begin, count: (rows,) int64.
     """
 
-    items: torch.Tensor
-    begin: torch.Tensor
-    count: torch.Tensor
+    items: Tensor
+    begin: Tensor
+    count: Tensor  # type: ignore[assignment]  # over that of tuples
 
     @classmethod
-    def of_histories(cls, item_seq, last):
+    def of_histories(cls, item_seq: Tensor, last: Tensor) -> "ItemLists":
         """The distinct items up to some positions.
 
         Args:
@@ -38,12 +39,12 @@ class ItemLists(NamedTuple):
         return cls(item_seq[is_new], begin, so_far[last] - begin)
 
     @property
-    def less(self):
+    def less(self) -> Tensor:
         """log of the number of items in each list, 0 of an empty one, (rows,) float32: what the
         score of each has less where a list counts as one item."""
         return self.count.clamp(min=1).log()
 
-    def places(self, start=0, stop=None):
+    def places(self, start: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
         """Row, counted from ``start``, and item of every element of the lists from row ``start`` to
         before ``stop``, (elements,) each, rows ascending."""
         begin, count = self.begin[start:stop], self.count[start:stop]
@@ -52,7 +53,7 @@ class ItemLists(NamedTuple):
         within = torch.arange(len(row), device=row.device) - first[row]
         return row, self.items[begin[row] + within]
 
-    def holds(self, items):
+    def holds(self, items: Tensor) -> Tensor:
         """Whether each row's list has each of its own ``items``, (rows, m), bool."""
         begins, of_element = self._distinct()
         size = 1 + max(int(part.max()) if part.numel() else 0 for part in (self.items, items))
@@ -63,7 +64,7 @@ class ItemLists(NamedTuple):
         place = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
         return (keys[place] == wanted) & (order[place] < (self.begin + self.count)[:, None])
 
-    def holds_shared(self, items):
+    def holds_shared(self, items: Tensor) -> Tensor:
         """Whether each row's list has the same ``items``, (m,); (rows, m), bool."""
         begins, of_element = self._distinct()
         distinct, column = items.unique(return_inverse=True)
@@ -76,7 +77,7 @@ class ItemLists(NamedTuple):
         end = (self.begin + self.count)[:, None]
         return (first[torch.searchsorted(begins, self.begin)] < end)[:, column]
 
-    def _distinct(self):
+    def _distinct(self) -> tuple[Tensor, Tensor]:
         """Where the distinct lists begin, ascending, and which of them each element is in, -1 for
         those before all; elements that no row has come out as the end of the list before them,
         behind what any row has of it."""
@@ -84,7 +85,7 @@ class ItemLists(NamedTuple):
         element = torch.arange(len(self.items), device=self.items.device)
         return begins, torch.searchsorted(begins, element, right=True) - 1
 
-    def among(self, rows, position):
+    def among(self, rows: Tensor, position: Tensor) -> "ItemLists":
         """The lists of some rows, without some items; the others are numbered anew.
 
         Args:

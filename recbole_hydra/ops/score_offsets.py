@@ -1,8 +1,10 @@
 """What is added to single scores of a (rows, items) matrix that is never held whole."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class ScoreOffsets(NamedTuple):
@@ -14,23 +16,23 @@ class ScoreOffsets(NamedTuple):
         values: (kinds,), float, which a gradient may be wanted of.
     """
 
-    rows: torch.Tensor
-    items: torch.Tensor
-    kinds: torch.Tensor
-    values: torch.Tensor
+    rows: Tensor
+    items: Tensor
+    kinds: Tensor
+    values: Tensor
 
-    def added_to(self, scores):
+    def added_to(self, scores: Tensor) -> Tensor:
         """``scores``, (rows, n_items), with what is added; a new tensor."""
         added = self.values[self.kinds].to(scores.dtype)
         return scores.index_put((self.rows, self.items), added, accumulate=True)
 
-    def of(self, items):
+    def of(self, items: Tensor) -> Tensor:
         """What is added to the scores of ``items``, (rows, m), some of each row's own."""
         place, column = (self.items[:, None] == items[self.rows]).nonzero(as_tuple=True)
         added = self.values.new_zeros(items.shape)
         return added.index_put((self.rows[place], column), self.values[self.kinds[place]])
 
-    def of_shared(self, items, shape):
+    def of_shared(self, items: Tensor, shape: Sequence[int]) -> Tensor:
         """What is added to the scores of the same ``items``, (m,), in all rows, (rows, m).
 
         Args:
@@ -42,7 +44,7 @@ class ScoreOffsets(NamedTuple):
         found = self.among(torch.arange(shape[0], device=items.device), position)
         return found.added_to(self.values.new_zeros(shape[0], len(distinct)))[:, column]
 
-    def among(self, rows, position):
+    def among(self, rows: Tensor, position: Tensor) -> "ScoreOffsets":
         """The offsets of some rows and items, which are numbered anew.
 
         Args:

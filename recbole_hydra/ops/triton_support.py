@@ -1,10 +1,13 @@
 """What the operations written in Triton share: whether it is there, and can run on a device."""
 
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import import_module
+from typing import overload
 
 import torch
+from torch import Tensor
 
 
 @lru_cache(maxsize=1)
@@ -22,7 +25,7 @@ def why_not_importable() -> str | None:
     return _import_error()
 
 
-def objection(device) -> str | None:
+def objection(device: torch.device) -> str | None:
     """Say in a few words why Triton's kernels cannot run on ``device``, or return None.
 
     On the CPU they run in Triton's interpreter, for tests: with ``TRITON_INTERPRET=1`` in the
@@ -37,11 +40,15 @@ def objection(device) -> str | None:
     return None
 
 
-def automatic(backends, device) -> list[str]:
+def automatic(backends: Iterable[str], device: torch.device) -> list[str]:
     """Those of ``backends`` that "auto" may take: Triton's interpreter is for those who name it."""
     return [name for name in backends if name != "triton" or device.type != "cpu"]
 
 
-def dense(x):
+@overload
+def dense(x: Tensor) -> Tensor: ...
+@overload
+def dense(x: Tensor | None) -> Tensor | None: ...
+def dense(x: Tensor | None) -> Tensor | None:
     """x, or None, with its last dimension contiguous, as the kernels address it."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()

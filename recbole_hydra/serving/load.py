@@ -1,12 +1,27 @@
 """From a checkpoint to the model, without its dataset."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from recbole_hydra import checkpoint, threads
 from recbole_hydra.data import Vocabulary
 from recbole_hydra.errors import CheckpointError
 from recbole_hydra.settings.of_checkpoint import config_of
 
+if TYPE_CHECKING:
+    import torch
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def load_model(path, model=None, device="cpu", config_dict=None):
+
+def load_model(
+    path: str | os.PathLike[str],
+    model: type | None = None,
+    device: str | torch.device = "cpu",
+    config_dict: Mapping[str, Any] | None = None,
+) -> AbstractRecommender:
     """Make the model of a checkpoint again, in evaluation mode; the dataset is not needed.
 
     Args:

@@ -1,13 +1,25 @@
 """Items that came after the training: recommendable by what their texts say."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from recbole_hydra.data.item_text import new_item_sentence
 from recbole_hydra.errors import ConfigError, DatasetError
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
 
 @torch.no_grad()
-def add_items(model, items: dict, domain=None) -> None:
+def add_items(
+    model: AbstractRecommender,
+    items: Mapping[Any, Mapping[str, object]],
+    domain: str | None = None,
+) -> None:
     """Let a loaded model recommend items it was not trained on; nothing is trained.
 
     Afterwards :func:`~recbole_hydra.recommend` knows them as it knows the others, in

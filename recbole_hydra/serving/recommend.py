@@ -1,18 +1,35 @@
 """Recommendations from a checkpoint, on raw ids, without the dataset."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
 from numbers import Integral
+from typing import TYPE_CHECKING
 
 import torch
 from recbole.data.interaction import Interaction
 from recbole.utils import ModelType
+from torch import Tensor
 
 from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError
 from recbole_hydra.serving.load import load_model
 
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_hydra.data import Vocabulary
+    from recbole_hydra.settings.config import Config
+
 
 @torch.no_grad()
-def recommend(model, user, k=10, exclude_history=False, domain=None):
+def recommend(
+    model: str | os.PathLike[str] | AbstractRecommender,
+    user: str | int | Iterable[str | int],
+    k: int = 10,
+    exclude_history: bool = False,
+    domain: str | None = None,
+) -> list[tuple[str, float]]:
     """Recommend the ``k`` best items to a user, known or described by a history.
 
     Args:
@@ -34,12 +51,15 @@ def recommend(model, user, k=10, exclude_history=False, domain=None):
         CheckpointError: the file cannot be read, lacks the users' histories, or its model needs
             more than items and users to score.
     """
-    model = load_model(model) if not isinstance(model, torch.nn.Module) else model
-    config, vocabulary = model.checkpoint["config"], model.checkpoint["vocabulary"]
-    user_id, history = _resolve(model, user)
+    recommender: AbstractRecommender = (
+        load_model(model) if not isinstance(model, torch.nn.Module) else model
+    )
+    checkpoint = recommender.checkpoint
+    config, vocabulary = checkpoint["config"], checkpoint["vocabulary"]
+    user_id, history = _resolve(recommender, user)
     if exclude_history and history is None:
         raise CheckpointError(
-            f"{model.checkpoint['path']}: holds no users' histories, as its dataset has no times, "
+            f"{checkpoint['path']}: holds no users' histories, as its dataset has no times, "
             "so exclude_history cannot be"
         )
     n_items = vocabulary.item_num
@@ -47,7 +67,7 @@ def recommend(model, user, k=10, exclude_history=False, domain=None):
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= stop - start:
         raise ConfigError(f"k must be in 1 .. {stop - start}, got {k!r}")
 
-    scores = _scores(model, config, user_id, history, n_items)
+    scores = _scores(recommender, config, user_id, history, n_items)
     scores[:start] = scores[stop:] = -torch.inf  # the padding is no item
     if exclude_history:
         scores[history] = -torch.inf
@@ -60,7 +80,9 @@ def recommend(model, user, k=10, exclude_history=False, domain=None):
     ]
 
 
-def _candidates(vocabulary, history, domain) -> tuple[int, int]:
+def _candidates(
+    vocabulary: Vocabulary, history: Sequence[int] | None, domain: str | None
+) -> tuple[int, int]:
     """The range of internal ids that are recommended."""
     domains = getattr(vocabulary, "domains", None)
     if domains is None:
@@ -68,16 +90,18 @@ def _candidates(vocabulary, history, domain) -> tuple[int, int]:
             raise ConfigError(f"domain: this model has no domains, got {domain!r}")
         return 1, vocabulary.item_num
     names = ", ".join(domains.names)
-    if domain is None and not history:
-        raise ConfigError(f"domain: nothing is known of the user; name one of {names}")
     if domain is None:
+        if not history:
+            raise ConfigError(f"domain: nothing is known of the user; name one of {names}")
         return domains.ranges()[int(domains.of(torch.tensor(history[-1])))]
     if domain not in domains.names:
         raise ConfigError(f"domain must be one of {names}, got {domain!r}")
     return domains.ranges()[domains.names.index(domain)]
 
 
-def _resolve(model, user):
+def _resolve(
+    model: AbstractRecommender, user: str | int | Iterable[str | int]
+) -> tuple[int, list[int] | None]:
     """Return the internal user id (0 if unknown) and the history as internal item ids, None where
     the checkpoint has none."""
     checkpoint = model.checkpoint
@@ -112,10 +136,17 @@ def _resolve(model, user):
     return 0, history
 
 
-def _scores(model, config, user_id, history, n_items):
+def _scores(
+    model: AbstractRecommender,
+    config: Config,
+    user_id: int,
+    history: Sequence[int] | None,
+    n_items: int,
+) -> Tensor:
     """Scores of all items, (n_items,)."""
     row = {config["USER_ID_FIELD"]: torch.tensor([user_id])}
     if model.type == ModelType.SEQUENTIAL:
+        assert history is not None
         length = len(history) if config["carry_state"] else config["MAX_ITEM_LIST_LENGTH"]
         recent = history[-length:]
         padded = torch.zeros(1, length, dtype=torch.long)

@@ -1,5 +1,7 @@
 """``adapt_from``: a model that starts from what another has learned has that one's form."""
 
+from typing import Any
+
 import yaml
 
 from recbole_hydra import checkpoint
@@ -16,7 +18,7 @@ _NOT_OF_ORIGIN = {
 }  # fmt: skip
 
 
-def settings_of_origin(origin: str) -> dict:
+def settings_of_origin(origin: str) -> dict[str, Any]:
     """The settings that decide the form of the model that ``adapt_from`` names.
 
     Args:

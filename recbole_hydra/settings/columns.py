@@ -1,11 +1,18 @@
 """``load_col`` and ``rank_all_items``: which columns of the atomic files are read."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from recbole_hydra.data.features import selected_features
 from recbole_hydra.data.splits import needs_times
 from recbole_hydra.errors import ConfigError
 
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
 
-def choose(config, final: dict, dataset_is_known: bool) -> None:
+
+def choose(config: Config, final: dict[str, Any], dataset_is_known: bool) -> None:
     """Complete ``load_col``, which RecBole reads before settings are fitted to each other.
 
     Args:
@@ -20,7 +27,7 @@ def choose(config, final: dict, dataset_is_known: bool) -> None:
     _of_items(config, final)
 
 
-def _of_interactions(config, final):
+def _of_interactions(config: Config, final: dict[str, Any]) -> None:
     """Load users, items and times where neither the user nor a dataset's yaml names columns.
 
     RecBole's default leaves the time column out, without which nothing can be ordered.
@@ -36,11 +43,11 @@ def _of_interactions(config, final):
     config.notes.append(f"load_col is not set: loading {final['load_col']}")
 
 
-def _check_names(final):
+def _check_names(final: dict[str, Any]) -> None:
     """Refuse a column with two meanings: RecBole would write one over the other."""
     for keys in (("USER_ID", "ITEM_ID", "TIME", "ITEM_LIST_LENGTH", "POSITION"),
                  ("USER_ID", "ITEM_ID", "TIME", "LABEL")):  # fmt: skip
-        seen = {}
+        seen: dict[str, str] = {}
         for key in (f"{key}_FIELD" for key in keys):
             name = final[key]
             if name is not None and name in seen:
@@ -51,7 +58,7 @@ def _check_names(final):
             seen[name] = key
 
 
-def _of_threshold(config, final):
+def _of_threshold(config: Config, final: dict[str, Any]) -> None:
     """Load the column that ``threshold`` makes labels of."""
     for name in final["threshold"] or ():
         for key in ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD"):
@@ -67,7 +74,7 @@ def _of_threshold(config, final):
             config.notes.append(f"load_col: loading {name}, too, for threshold")
 
 
-def _of_features(config, final):
+def _of_features(config: Config, final: dict[str, Any]) -> None:
     """Load the item columns that the model is told to read, which no default of RecBole's does."""
     features, columns = selected_features(final, config.model_class), final["load_col"]
     if not features or final.get("domains") or not isinstance(columns, dict):
@@ -80,7 +87,7 @@ def _of_features(config, final):
         config.notes.append(f"load_col: loading {', '.join(missing)} of the items, too")
 
 
-def _of_items(config, final):
+def _of_items(config: Config, final: dict[str, Any]) -> None:
     """Resolve ``rank_all_items: ~``, and load the ids of the ``.item`` file for it."""
     columns, item_id = final["load_col"], final["ITEM_ID_FIELD"]
     if final["rank_all_items"] is None:

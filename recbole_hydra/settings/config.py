@@ -1,7 +1,9 @@
 """RecBole's Config with our models, our defaults, and no key that goes unread unnoticed."""
 
 import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import recbole
 import yaml
@@ -87,19 +89,20 @@ class Config(RecBoleConfig):
 
     def __init__(
         self,
-        model=None,
-        dataset=None,
-        config_file_list=None,
-        config_dict=None,
-        argv=(),
-        settings=None,
-        options=(),
-    ):
-        self.notes = []
+        model: str | type | None = None,
+        dataset: str | None = None,
+        config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        config_dict: Mapping[str, Any] | None = None,
+        argv: Iterable[str] = (),
+        settings: Mapping[str, Any] | None = None,
+        options: Collection[str] = (),
+    ) -> None:
+        self.notes: list[str] = []
         self._options = options
         self._argv = list(argv)
         self._settings = settings or {}
-        self._sources = []  # (where, {key: value}) of every layer the user wrote, for messages
+        # (where, {key: value}) of every layer the user wrote, for messages
+        self._sources: list[tuple[str, dict[str, Any]]] = []
         given = dict(config_dict) if config_dict else {}  # RecBole converts its own in place
         try:
             super().__init__(model, dataset, config_file_list, dict(given) or None)
@@ -112,8 +115,10 @@ class Config(RecBoleConfig):
 
     # -- the user's layers ---------------------------------------------------------------------
 
-    def _load_config_files(self, file_list):
-        merged = {}
+    def _load_config_files(
+        self, file_list: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None
+    ) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
         if isinstance(file_list, (str, os.PathLike)):
             file_list = [file_list]
         for file in map(home, file_list or []):
@@ -133,28 +138,30 @@ class Config(RecBoleConfig):
             merged.update(values)
         return merged
 
-    def _load_variable_config_dict(self, config_dict):
+    def _load_variable_config_dict(self, config_dict: dict[str, Any] | None) -> dict[str, Any]:
         values = self._convert_config_dict(config_dict) if config_dict else {}
         self._sources.append(("config_dict", values))
         return values
 
-    def _load_cmd_line(self):
+    def _load_cmd_line(self) -> dict[str, Any]:
         values = self._convert_config_dict(parse_arguments(self._argv))
         self._sources.append(("command line", values))
         return values
 
-    def _convert_config_dict(self, config_dict):
+    def _convert_config_dict(self, config_dict: Mapping[str, Any]) -> dict[str, Any]:
         return {key: self._convert(key, value) for key, value in config_dict.items()}
 
     @staticmethod
-    def _convert(key, value):
+    def _convert(key: str, value: Any) -> Any:
         if not isinstance(value, str) or key in ("model", "dataset"):
             return value
         if value == "~" and is_path(common_rules().get(key)):
             return value  # the home folder: a setting that is always a path cannot be None
         return parse_value(value)
 
-    def _get_model_and_dataset(self, model, dataset):
+    def _get_model_and_dataset(
+        self, model: str | type | None, dataset: str | None
+    ) -> tuple[str, type, str]:
         model = model if model is not None else self.external_config_dict.get("model")
         dataset = dataset if dataset is not None else self.external_config_dict.get("dataset")
         together = self.external_config_dict.get("domains")
@@ -169,17 +176,21 @@ class Config(RecBoleConfig):
             return model, get_model(model), dataset_name(dataset)
         return model.__name__, model, dataset_name(dataset)
 
-    def _configs_of_domains(self, files, config_dict):
+    def _configs_of_domains(
+        self,
+        files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+        config_dict: dict[str, Any],
+    ) -> None:
         settings = {k: v for k, v in self._settings.items() if k not in domains.HIDDEN}
 
-        def make_config(name, layers, argv):
+        def make_config(name: str, layers: dict[str, Any], argv: list[str]) -> Config:
             return Config(self.model_class, name, files, layers, argv, settings)
 
         domains.settings_of_each(self, make_config, config_dict, parse_arguments(self._argv))
 
     # -- the layers below them -----------------------------------------------------------------
 
-    def _load_internal_config_dict(self, model, model_class, dataset):
+    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         # RecBole's defaults of models that predict clicks (AUC and the like) are their task; our
         # ranking protocol is for models that rank.
@@ -216,7 +227,7 @@ class Config(RecBoleConfig):
         self._read_keys = ReadKeys(model, source_of(model_class), defaults, self._options)
         self._check_keys()
 
-    def _check_keys(self):
+    def _check_keys(self) -> None:
         """Refuse keys of the user's layers that nothing reads; note those only other models do."""
         for where, values in self._sources:
             for key in values:
@@ -230,12 +241,12 @@ class Config(RecBoleConfig):
         """What is wrong with a key of the user's; see :meth:`.ReadKeys.problem`."""
         return self._read_keys.problem(key)
 
-    def check_value(self, key: str, value):
+    def check_value(self, key: str, value: Any) -> Any:
         """Read a value that the setting ``key`` could have instead; raises ConfigError for one that
         it cannot."""
         return check(key, value, rules_of(self.model_class))
 
-    def _get_final_config_dict(self):
+    def _get_final_config_dict(self) -> dict[str, Any]:
         rules = rules_of(self.model_class)
         for key, value in self.external_config_dict.items():
             value = check(key, value, rules)
@@ -254,7 +265,7 @@ class Config(RecBoleConfig):
 
     # -- values that depend on each other ------------------------------------------------------
 
-    def _set_default_parameters(self):
+    def _set_default_parameters(self) -> None:
         fit((ready_made_rows, *OPTIONS, evaluation, domains), self)
         data_path = self.final_config_dict["data_path"]
         super()._set_default_parameters()
@@ -275,7 +286,7 @@ class Config(RecBoleConfig):
             folder = Path(recbole.__file__).parent / "dataset_example" / dataset
         return str(folder)
 
-    def _init_device(self):
+    def _init_device(self) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None and "gpu_id" not in self.external_config_dict:
             self.final_config_dict["gpu_id"] = visible  # a scheduler's assignment stands

@@ -3,6 +3,7 @@ as in ``# (int) Number of layers.`` and ``Range in ['rms', 'none']``, and from i
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from recbole.config import Config as RecBoleConfig
@@ -35,13 +36,13 @@ _SIZES = re.compile(r"(^|_)(hidden_size|embedding_size|inner_size|attention_size
 _DROPOUT = re.compile(r"(^|_)dropout(_prob|_rate|_ratio)?$|^drop_ratio$")
 
 
-def read_comments(file) -> dict:
+def read_comments(file: str | Path) -> dict[str, str]:
     """The comment behind every key of a yaml file that has one."""
     lines = Path(file).read_text(encoding="utf-8").splitlines()
     return {match[1]: match[2] for match in map(_LINE.match, lines) if match}
 
 
-def derived_rules(file) -> dict:
+def derived_rules(file: str | Path) -> dict[str, Rule]:
     """The rules that the comments and defaults of a yaml file of ours, or RecBole's general ones,
     give: by type, and by choices where they are listed."""
     defaults = read_yaml(file)
@@ -56,7 +57,7 @@ def derived_rules(file) -> dict:
     return rules
 
 
-def _by_type(kind, choices) -> Rule | None:
+def _by_type(kind: str, choices: list[str]) -> Rule | None:
     """The rule of a type that a comment names, such as ``str`` or ``list or str``."""
     kinds = re.split(r"\W+or\W+|\s+or\s+", kind.strip())
     if choices:
@@ -70,17 +71,18 @@ def _by_type(kind, choices) -> Rule | None:
     return either(*found) if found and len(found) == len(set(kinds) - {"None"}) else None
 
 
-def _choices(comment) -> list[str]:
+def _choices(comment: str) -> list[str]:
     """The words after ``Range in``, if it is words that are listed."""
     match = _CHOICES.search(comment)
     words = re.findall(r"[\w.+-]+", match[1]) if match else []
     return [] if all(re.fullmatch(r"-?\d+(\.\d+)?", word) for word in words) else words
 
 
-def lenient_rules(file) -> dict:
+def lenient_rules(file: str | Path) -> dict[str, Rule]:
     """The rules of a model of RecBole's, from its yaml: by the type of the default, with care,
     since a comment there is not always right, and lists have a meaning in places."""
-    comments, rules = read_comments(file), {}
+    comments = read_comments(file)
+    rules = {}
     for key, default in read_yaml(file).items():
         comment = comments.get(key, "")
         rule = _by_default(key, default, comment)
@@ -89,7 +91,7 @@ def lenient_rules(file) -> dict:
     return rules
 
 
-def _by_default(key, default, comment) -> Rule | None:
+def _by_default(key: str, default: Any, comment: str) -> Rule | None:
     choices = _choices(comment)
     kind = _TYPES.match(comment)
     if key.endswith("_path"):
@@ -112,7 +114,7 @@ def _by_default(key, default, comment) -> Rule | None:
     return None
 
 
-def read_yaml(file) -> dict:
+def read_yaml(file: str | Path) -> dict[str, Any]:
     """A yaml file, as RecBole reads it."""
     with open(file, encoding="utf-8") as stream:
         return yaml.load(stream, Loader=_YAML_LOADER) or {}

@@ -1,8 +1,16 @@
 """``domains`` and ``domain_settings``: several datasets at once, each with settings of its own."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.settings.rules import dataset_name
+
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
 
 #: What a domain may have of its own beside RecBole's settings of datasets.
 _OF_A_DOMAIN = {"encoding", "item_text_fields", "item_prompt", "missing_item_text"}
@@ -14,7 +22,7 @@ _NOT_OF_A_DOMAIN = {"dataset", "data_path", "domains", "domain_settings", "devic
 HIDDEN = ("domains", "domain_settings", "dataset")
 
 
-def joint_name(domains: list, dataset: str | None) -> str:
+def joint_name(domains: list[str], dataset: str | None) -> str:
     """The name of the dataset that ``domains`` make together.
 
     Args:
@@ -37,7 +45,7 @@ def joint_name(domains: list, dataset: str | None) -> str:
     return joint
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Refuse settings that several domains at once cannot have."""
     final = config.final_config_dict
     if not final["domains"]:
@@ -68,7 +76,12 @@ def fit(config) -> None:
         )
 
 
-def settings_of_each(config, make_config, config_dict: dict, arguments: dict) -> None:
+def settings_of_each(
+    config: Config,
+    make_config: Callable[[str, dict[str, Any], list[str]], Config],
+    config_dict: Mapping[str, Any],
+    arguments: Mapping[str, str],
+) -> None:
     """Make the Config of every domain, and keep what it has of its own in ``domain_settings``.
 
     Args:

@@ -1,7 +1,10 @@
 """The settings of evaluation: what ``eval_args`` may be, and what the split, the ranking and the
 metrics mean together."""
 
+from __future__ import annotations
+
 import re
+from typing import TYPE_CHECKING, Any
 
 from recbole.evaluator import metric_types, smaller_metrics
 from recbole.utils import EvaluatorType, ModelType
@@ -11,13 +14,16 @@ from recbole_hydra.errors import ConfigError
 from recbole_hydra.metrics import metric_names
 from recbole_hydra.settings.rules import Nested, Rule, UnfitError, choice, list_of, number
 
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
+
 
 def _ratios() -> Rule:
     """The shares of train, validation and test."""
     words = "three numbers, the shares of train, validation and test, such as [0.8, 0.1, 0.1]"
     numbers = list_of(number(least=0), words)
 
-    def read(value):
+    def read(value: Any) -> list[float]:
         ratios = numbers.read(value)
         if len(ratios) != 3:
             raise UnfitError(f": {len(ratios)} of them; a share may be 0" if ratios else "")
@@ -38,7 +44,7 @@ SPLITS = {
 }
 
 
-def _split(name, value):
+def _split(name: str, value: Any) -> dict[str, Any]:
     """Read ``split``: a dict with one way of splitting."""
     example = "{LS: valid_and_test} or {RS: [0.8, 0.1, 0.1]}"
     if not isinstance(value, dict) or len(value) != 1:
@@ -52,7 +58,7 @@ def _split(name, value):
 
 
 def _mode_word() -> Rule:
-    def read(value):
+    def read(value: Any) -> str:
         if isinstance(value, str) and re.fullmatch(r"full|labeled|(uni|pop)0*[1-9]\d*", value):
             return value
         raise UnfitError(did_you_mean(value, ("full", "labeled", "uni100", "pop100")))
@@ -60,7 +66,7 @@ def _mode_word() -> Rule:
     return Rule("full, labeled, uniN or popN with N of at least 1, such as uni100", read)
 
 
-def _mode(name, value):
+def _mode(name: str, value: Any) -> str | dict[str, str] | None:
     """Read ``mode``: a word, or one for ``valid`` and one for ``test``."""
     word = _mode_word()
     if not isinstance(value, dict):
@@ -74,7 +80,7 @@ def _mode(name, value):
 def _group() -> Rule:
     word = choice(("user", "none"))
 
-    def read(value):
+    def read(value: Any) -> str | None:
         return value if value is None or str(value).lower() == "none" else word.read(value)
 
     return Rule("user or none", read)
@@ -88,7 +94,7 @@ EVAL_ARGS = Nested(
 RULES = {"eval_args": EVAL_ARGS}
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Refuse settings of evaluation that contradict each other.
 
     Raises:

@@ -6,6 +6,7 @@ Nothing here imports torch or RecBole's modules: a mistyped key is told at once.
 import ast
 import re
 import warnings
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,17 @@ RECBOLE = Path(recbole.__file__).parent
 
 #: Keys that RecBole's entry points read before there is a Config.
 RUN_KEYS = {"model", "dataset", "config_files", "nproc", "world_size", "ip", "port", "offset"}
+
+#: What the command lines could name beside settings: of a run, ``compare`` and ``tune``.
+OPTIONS = {
+    "run": ("resume", "saved"),
+    "compare": ("models", "seeds", "output_dir", "resume", "model_config", "popularity", "latex"),
+    "tune": (
+        "space", "num_samples", "search", "scheduler", "grace_period", "reduction_factor",
+        "max_concurrent", "cpus_per_trial", "gpus_per_trial", "output_dir", "resume",
+        "ray_address",
+    ),
+}  # fmt: skip
 
 #: Keys of RecBole before 1.1, which nothing reads any more, and what does their work today.
 RENAMED = {
@@ -94,7 +106,7 @@ def keys_recbole_reads() -> frozenset[str]:
 @lru_cache(maxsize=1)
 def keys_of_other_models() -> frozenset[str]:
     """Keys that some model of RecBole or of ours reads or has a default for."""
-    keys = set()
+    keys: set[str] = set()
     for path in (RECBOLE / "model").rglob("*.py"):
         keys |= keys_in(path.read_text(encoding="utf-8"))
     for folder in (RECBOLE / "properties" / "model", PROPERTIES / "model"):
@@ -103,7 +115,7 @@ def keys_of_other_models() -> frozenset[str]:
     return frozenset(keys)
 
 
-def keys_of_yaml(path) -> set[str]:
+def keys_of_yaml(path: Path) -> set[str]:
     """The top-level keys of a yaml file of RecBole's or ours."""
     return set(_YAML_KEY.findall(path.read_text(encoding="utf-8")))
 
@@ -134,7 +146,13 @@ class ReadKeys:
         options: what a command line could name beside settings, for hints.
     """
 
-    def __init__(self, model, source, defaults, options=()):
+    def __init__(
+        self,
+        model: str,
+        source: str | None,
+        defaults: Iterable[str],
+        options: Collection[str] = (),
+    ) -> None:
         self.model, self.options = model, options
         self._model_is_unread = source is None
         # RecBole lists config_file, and reads config_files.
@@ -186,7 +204,7 @@ _OF_ML_100K = {
 }  # fmt: skip
 
 
-def read_keys(model: str, dataset: str, options=()) -> ReadKeys | None:
+def read_keys(model: str, dataset: str, options: Collection[str] = ()) -> ReadKeys | None:
     """The keys that a run reads, from the files of its model; nothing of them is imported.
 
     They are those that :class:`~recbole_hydra.settings.config.Config` finds when it is made.
@@ -229,14 +247,14 @@ def read_keys(model: str, dataset: str, options=()) -> ReadKeys | None:
     return ReadKeys(model, "\n".join(bases.values()), {*keys, "MODEL_TYPE"}, options)
 
 
-def _parsed(text) -> ast.Module:
+def _parsed(text: str) -> ast.Module:
     """A source as a tree; what Python would warn of in it is not ours to tell."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(text)
 
 
-def _model_file(model):
+def _model_file(model: str) -> tuple[Path, str] | None:
     """The file of a model, and RecBole's folder for models of its kind; None where it has none."""
     ours = Path(__file__).parents[1] / "model" / "sequential_recommender" / f"{model.lower()}.py"
     if ours.is_file():
@@ -245,7 +263,7 @@ def _model_file(model):
     return next(((file, folder) for file, folder in files if file.is_file()), None)
 
 
-def _sources_of_class(name, file) -> dict | None:
+def _sources_of_class(name: str, file: Path) -> dict[str, str] | None:
     """The sources of the module of a class and of those of its bases, by name of the class; None
     where the file does not define it."""
     text = file.read_text(encoding="utf-8")
@@ -258,14 +276,14 @@ def _sources_of_class(name, file) -> dict | None:
         for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }  # fmt: skip
     found = {name: text}
-    for base in defined[name].bases:
-        base = base.id if isinstance(base, ast.Name) else ""
+    for node in defined[name].bases:
+        base = node.id if isinstance(node, ast.Name) else ""
         where = file if base in defined else _file_of_module(imported.get(base))
         found |= (_sources_of_class(base, where) if where else None) or {}
     return found
 
 
-def _file_of_module(module):
+def _file_of_module(module: str | None) -> Path | None:
     """The file of a module of RecBole's or ours."""
     package, _, rest = (module or "").partition(".")
     root = {"recbole": RECBOLE, "recbole_hydra": Path(__file__).parents[1]}.get(package)

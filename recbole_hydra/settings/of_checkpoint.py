@@ -1,13 +1,23 @@
 """The Config of a checkpoint."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from recbole_hydra.errors import CheckpointError
 from recbole_hydra.model import MODELS, recbole_model_names
 from recbole_hydra.settings.config import Config
 
 
 def config_of(
-    state, path, model=None, dataset=None, config_file_list=None, config_dict=None, argv=()
-):
+    state: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    argv: Sequence[str] = (),
+) -> Config:
     """Make the Config of a checkpoint again, the user's layers over its settings.
 
     Args:

@@ -6,9 +6,10 @@ in :mod:`.values`. Values come from a command line, from yaml, and from Python: 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
@@ -23,7 +24,7 @@ class UnfitError(ValueError):
             must be.
     """
 
-    def __init__(self, message="", part=None):
+    def __init__(self, message: str = "", part: str | None = None) -> None:
         super().__init__(message)
         self.part = part
 
@@ -42,7 +43,7 @@ class Rule:
     read: Callable
     kind: str = ""
 
-    def __call__(self, name: str, value):
+    def __call__(self, name: str, value: Any) -> Any:
         """Read ``value``; ``name`` is what the user calls it.
 
         Raises:
@@ -57,7 +58,7 @@ class Rule:
             raise ConfigError(f"{name} must be {self.words}, got {value!r}{error}") from None
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Numbers and arrays of numpy's, and tensors, as Python's."""
     return value.tolist() if hasattr(value, "tolist") else value
 
@@ -65,7 +66,7 @@ def _plain(value):
 # -- kinds of rules ------------------------------------------------------------------------------
 
 
-def _number(value) -> float:
+def _number(value: Any) -> float:
     """A finite number, or the text of one."""
     if isinstance(value, str):
         for kind in (int, float):
@@ -81,10 +82,16 @@ def _number(value) -> float:
     return value
 
 
-def number(least=-math.inf, most=math.inf, above=None, below=None, words=None) -> Rule:
+def number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+    words: str | None = None,
+) -> Rule:
     """A finite number in ``[least, most]``, or greater than ``above``, or less than ``below``."""
 
-    def read(value):
+    def read(value: Any) -> float:
         value = _number(value)
         if not least <= value <= most or (above is not None and value <= above):
             raise UnfitError
@@ -95,18 +102,19 @@ def number(least=-math.inf, most=math.inf, above=None, below=None, words=None) -
     if words is None:
         low = f"({above}" if above is not None else f"[{least}"
         high = f"{below})" if below is not None else f"{most}]"
-        words = {
+        known: dict[tuple[float, float, float | None, float | None], str] = {
             (-math.inf, math.inf, None, None): "a number",
             (-math.inf, math.inf, 0, None): "a positive number",
             (0, math.inf, None, None): "a number of at least 0",
-        }.get((least, most, above, below), f"a number in {low}, {high}")
+        }
+        words = known.get((least, most, above, below), f"a number in {low}, {high}")
     return Rule(words, read)
 
 
-def integer(least=None, most=None, words=None) -> Rule:
+def integer(least: int | None = None, most: int | None = None, words: str | None = None) -> Rule:
     """An integer; ``5.0`` and ``1e3`` are some."""
 
-    def read(value):
+    def read(value: Any) -> int:
         value = _number(value)
         if value != int(value):
             raise UnfitError
@@ -127,7 +135,7 @@ def integer(least=None, most=None, words=None) -> Rule:
 def switch() -> Rule:
     """True or False, in upper or lower case."""
 
-    def read(value):
+    def read(value: Any) -> bool:
         if isinstance(value, str):
             value = {"true": True, "false": False}.get(value.strip().lower(), value)
         if not isinstance(value, bool):
@@ -137,11 +145,11 @@ def switch() -> Rule:
     return Rule("True or False", read)
 
 
-def choice(words, any_case=False) -> Rule:
+def choice(words: Iterable[str], any_case: bool = False) -> Rule:
     """One of some words; ``any_case``: in upper or lower case."""
     words = list(words)
 
-    def read(value):
+    def read(value: Any) -> str:
         if isinstance(value, str):
             if value in words or (any_case and value.lower() in [w.lower() for w in words]):
                 return value
@@ -150,10 +158,10 @@ def choice(words, any_case=False) -> Rule:
     return Rule(f"one of {', '.join(words)}", read)
 
 
-def text(words="text", empty=True) -> Rule:
+def text(words: str = "text", empty: bool = True) -> Rule:
     """A string; a number is what it is written as."""
 
-    def read(value):
+    def read(value: Any) -> str:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not (value or empty):
@@ -163,18 +171,18 @@ def text(words="text", empty=True) -> Rule:
     return Rule(words, read)
 
 
-def name_of(what) -> Rule:
+def name_of(what: str) -> Rule:
     """The name of something, such as a column."""
     return text(f"the name of a {what}", empty=False)
 
 
-def path(words="a path") -> Rule:
+def path(words: str = "a path") -> Rule:
     """A file or folder; ``~`` is the home folder."""
     name = text(empty=False)
     return Rule(words, lambda value: home(name.read(value) if _is_plain(value) else value), "path")
 
 
-def _is_plain(value) -> bool:
+def _is_plain(value: Any) -> bool:
     if isinstance(value, Path):
         return False
     if not isinstance(value, (str, int, float)):
@@ -185,7 +193,7 @@ def _is_plain(value) -> bool:
 def optional(rule: Rule) -> Rule:
     """None, or what ``rule`` takes."""
 
-    def read(value):
+    def read(value: Any) -> Any:
         return None if value is None else rule.read(value)
 
     return Rule(f"{rule.words}, or ~ (None)", read, rule.kind)
@@ -194,7 +202,7 @@ def optional(rule: Rule) -> Rule:
 def either(*rules: Rule) -> Rule:
     """What one of ``rules`` takes, the first that does."""
 
-    def read(value):
+    def read(value: Any) -> Any:
         hint = ""
         for rule in rules:
             try:
@@ -208,10 +216,10 @@ def either(*rules: Rule) -> Rule:
     return Rule(" or ".join(rule.words for rule in rules), read, rules[0].kind)
 
 
-def list_of(rule: Rule, words, empty=True) -> Rule:
+def list_of(rule: Rule, words: str, empty: bool = True) -> Rule:
     """A list of what ``rule`` takes; comma- or space-separated text and a single value are one."""
 
-    def read(value):
+    def read(value: Any) -> list[Any]:
         if isinstance(value, str):
             value = parse_list(value)
         if isinstance(value, (set, frozenset)) or value is None:
@@ -232,10 +240,10 @@ def list_of(rule: Rule, words, empty=True) -> Rule:
     return Rule(words, read)
 
 
-def mapping(words, values: Rule, most=None) -> Rule:
+def mapping(words: str, values: Rule, most: int | None = None) -> Rule:
     """A dict from names, such as columns, to what ``values`` takes."""
 
-    def read(value):
+    def read(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or (most is not None and len(value) > most):
             raise UnfitError
         found = {}
@@ -264,7 +272,7 @@ class Nested:
     needed: tuple = ()
     switched_off: tuple = ()
 
-    def __call__(self, name: str, value):
+    def __call__(self, name: str, value: Any) -> dict[str, Any] | None:
         """As :meth:`Rule.__call__`."""
         if not isinstance(value, dict):
             if (value is None or isinstance(value, str)) and value in self.switched_off:
@@ -284,7 +292,7 @@ class Nested:
 def off(reason: str) -> Rule:
     """A switch of RecBole's that stays off here."""
 
-    def read(value):
+    def read(value: Any) -> Any:
         if value in (None, False, "", "None", "False"):
             return value
         raise UnfitError(f": {reason}")
@@ -297,7 +305,7 @@ def anything() -> Rule:
     return Rule("anything", lambda value: value)
 
 
-def dataset_name(value, name="dataset") -> str:
+def dataset_name(value: Any, name: str = "dataset") -> str:
     """Return ``value`` if it can be the name of a dataset, which is a folder in ``data_path``.
 
     Raises:

@@ -3,13 +3,15 @@
 import ast
 import os
 import re
+from collections.abc import Iterable
+from typing import Any, overload
 
 import yaml
 
 from recbole_hydra.errors import ConfigError
 
 
-def parse_value(text: str):
+def parse_value(text: str) -> Any:
     """Turn the text of a command-line or dict value into what it spells.
 
     Python and yaml spellings of numbers, booleans, None, lists and dicts are understood; anything
@@ -32,7 +34,7 @@ def parse_value(text: str):
     return text
 
 
-def parse_list(text: str) -> list:
+def parse_list(text: str) -> list[Any]:
     """Split comma- or space-separated text into a list of parsed values."""
     return [parse_value(item) for item in re.split(r"[,\s]+", text.strip("[]() ")) if item]
 
@@ -40,7 +42,7 @@ def parse_list(text: str) -> list:
 def parse_paths(text: str) -> list[str]:
     """Split comma-separated paths; those that spaces separate, as RecBole has it, where no file has
     the spaces in its name."""
-    paths = []
+    paths: list[str] = []
     for part in map(home, filter(None, map(str.strip, text.split(",")))):
         pieces = [home(piece) for piece in part.split()]
         is_one = os.path.exists(part) or not any(map(os.path.exists, pieces))
@@ -48,12 +50,16 @@ def parse_paths(text: str) -> list[str]:
     return paths
 
 
-def home(path):
+@overload
+def home(path: None) -> None: ...
+@overload
+def home(path: str | os.PathLike[str]) -> str: ...
+def home(path: str | os.PathLike[str] | None) -> str | None:
     """A path with ``~``, the home folder, written out; None stays None."""
     return path if path is None else os.path.expanduser(os.fspath(path))
 
 
-def parse_arguments(argv: list[str]) -> dict[str, str]:
+def parse_arguments(argv: Iterable[str]) -> dict[str, str]:
     """Read ``--key=value`` and ``--key value`` arguments into a dict of strings.
 
     Raises:

@@ -4,7 +4,9 @@ A rule is derived where it can be (:mod:`.derived`); otherwise it is written, wh
 the option or the subject that it belongs to, or in :mod:`.values`.
 """
 
+from collections.abc import Callable
 from functools import cache, lru_cache
+from typing import Any
 
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.settings import evaluation, options
@@ -12,16 +14,19 @@ from recbole_hydra.settings.derived import derived_rules, lenient_rules, read_ya
 from recbole_hydra.settings.known_keys import PROPERTIES, RECBOLE
 from recbole_hydra.settings.values import WRITTEN, WRITTEN_FOR_OURS
 
+#: Rules of settings, by key: a rule takes the name of a setting and its value.
+Rules = dict[str, Callable[[str, Any], Any]]
+
 
 @lru_cache(maxsize=1)
-def written_rules() -> dict:
+def written_rules() -> Rules:
     """The rules of settings for every model that are written, by key."""
     return {
         **WRITTEN, **evaluation.RULES, **options.rules(), "domain_settings": _domain_settings
     }  # fmt: skip
 
 
-def _domain_settings(name, value):
+def _domain_settings(name: str, value: Any) -> dict[str, dict[str, Any]] | None:
     """Read ``domain_settings``: the settings of single domains, each by its own rule."""
     if value is None:
         return None
@@ -40,7 +45,7 @@ def _domain_settings(name, value):
 
 
 @lru_cache(maxsize=1)
-def common_rules() -> dict:
+def common_rules() -> Rules:
     """The rules of settings for every model, by key."""
     files = (
         RECBOLE / "properties" / "overall.yaml",
@@ -53,12 +58,12 @@ def common_rules() -> dict:
 
 
 @cache
-def rules_of(model_class: type) -> dict:
+def rules_of(model_class: type) -> Rules:
     """The rules of all settings of a model, by key; a key that has none may be anything.
 
     A user's own class has those of the model that it is derived from.
     """
-    rules = {}
+    rules: Rules = {}
     for base in reversed(model_class.__mro__):
         ours = PROPERTIES / "model" / f"{base.__name__}.yaml"
         recboles = RECBOLE / "properties" / "model" / f"{base.__name__}.yaml"
@@ -72,12 +77,12 @@ def rules_of(model_class: type) -> dict:
     return {**rules, **common_rules()}
 
 
-def is_path(rule) -> bool:
+def is_path(rule: Any) -> bool:
     """Whether a rule is that of a path, and None is none."""
     return getattr(rule, "kind", "") == "path" and "None" not in rule.words
 
 
-def check(key: str, value, rules: dict, name: str | None = None):
+def check(key: str, value: Any, rules: Rules, name: str | None = None) -> Any:
     """Read the value of a setting by its rule.
 
     Args:

@@ -3,6 +3,8 @@
 import importlib.util
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from recbole.data.transform import construct_transform
@@ -37,7 +39,7 @@ from recbole_hydra.settings.rules import (
 def interval() -> Rule:
     """An interval, see :func:`recbole_hydra.data.filters.interval`."""
 
-    def read(value):
+    def read(value: Any) -> str | None:
         try:
             return filters.interval("", value)
         except ConfigError as error:
@@ -51,7 +53,7 @@ def _what_stays() -> Rule:
     """What stays of a column: whether it has numbers or tokens is known when its file is read."""
     of_numbers = interval()
 
-    def read(value):
+    def read(value: Any) -> Any:
         if isinstance(value, str) and value.strip()[:1] in ("[", "("):
             return of_numbers.read(value)
         if isinstance(value, dict):
@@ -77,7 +79,7 @@ def _clip_grad_norm() -> Nested:
 def _gpu_id() -> Rule:
     """Numbers of GPUs, comma-separated, or none."""
 
-    def read(value):
+    def read(value: Any) -> str:
         if isinstance(value, (list, tuple)):
             value = ",".join(map(str, value))
         value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -89,14 +91,14 @@ def _gpu_id() -> Rule:
     return Rule("the number of a GPU, or several as in 0,1", read)
 
 
-def _encoding(name, value):
+def _encoding(name: str, value: Any) -> str | None:
     return None if value is None else text_encoding(name, value)
 
 
-def _separator(words) -> Rule:
+def _separator(words: str) -> Rule:
     plain = text(words, empty=False)
 
-    def read(value):
+    def read(value: Any) -> str:
         value = plain.read(value)
         return "\t" if value == "\\t" else value  # as a shell, or yaml without quotes, has it
 
@@ -109,7 +111,7 @@ def _parts() -> Rule:
 
 
 def _one_process() -> Rule:
-    def read(value):
+    def read(value: Any) -> Any:
         if integer().read(value) not in (1, -1):
             raise UnfitError(": runs of several processes are not supported")
         return value
@@ -117,7 +119,7 @@ def _one_process() -> Rule:
     return Rule("1", read)
 
 
-def _log_wandb(name, value):
+def _log_wandb(name: str, value: Any) -> bool:
     value = switch()(name, value)
     if value and importlib.util.find_spec("wandb") is None:
         raise ConfigError(f"{name} needs the package of Weights & Biases; pip install wandb")
@@ -130,11 +132,11 @@ def transforms() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _names(what, words=None) -> Rule:
+def _names(what: str, words: str | None = None) -> Rule:
     return list_of(name_of(what), words or f"a list of {what}s")
 
 
-def _columns(words, none="no") -> Rule:
+def _columns(words: str, none: str = "no") -> Rule:
     """Columns by atomic file; ``"*"`` is all of them; ``none`` is what None stands for."""
     columns = mapping(words, either(choice(("*",)), optional(_names("column"))))
     return Rule(
@@ -150,20 +152,22 @@ _DISCRETIZATION = Nested(
 )
 
 
-def _discretization(name, value):
+def _discretization(name: str, value: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
         example = "{price: {method: ED, bucket: 10}}"
         raise ConfigError(f"{name} must be a dict such as {example}, got {value!r}")
-    found = {key: _DISCRETIZATION(f"{name}: {key}", each) for key, each in value.items()}
+    found: dict[str, Any] = {
+        key: _DISCRETIZATION(f"{name}: {key}", each) for key, each in value.items()
+    }
     for key, each in found.items():
         if each["method"] == "ED" and "bucket" not in each:
             raise ConfigError(f"{name}: {key}: bucket is missing, the number of equal parts")
     return found
 
 
-def _head_dim(name, value):
+def _head_dim(name: str, value: Any) -> int:
     value = integer(least=1)(name, value)
     if value % 2:
         raise ConfigError(f"{name} must be even, for the rotary positions, got {value}")
@@ -184,7 +188,7 @@ _NO_SAVED_DATA = (
 )
 
 #: Those of settings for every model, but for what :mod:`.evaluation` and the options have.
-WRITTEN = {
+WRITTEN: dict[str, Callable[[str, Any], Any]] = {
     # RecBole's overall.yaml
     "gpu_id": _gpu_id(),
     "worker": integer(least=0),
@@ -261,6 +265,8 @@ WRITTEN = {
     "tail_ratio": optional(number(least=0)),
     "nproc": _one_process(),
     "world_size": _one_process(),
+    # Of S3Rec, which without an epoch has nothing to save.
+    **dict.fromkeys(("pretrain_epochs", "save_step"), integer(least=1)),
     # Ours: properties/training.yaml
     "item_list_padding": optional(
         either(choice(("auto", "none")), list_of(anything(), "a list of tokens"))
@@ -270,7 +276,7 @@ WRITTEN = {
 }  # fmt: skip
 
 #: The same, of settings of our models.
-WRITTEN_FOR_OURS = {
+WRITTEN_FOR_OURS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(
         (
             "hidden_size", "num_layers", "num_heads", "d_state", "d_conv", "expand", "ffn_size",

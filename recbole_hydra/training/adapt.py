@@ -1,11 +1,21 @@
 """Starting from what a model has learned on other domains, and training only part of it further
 (Yuan 2025, arXiv 2504.07398, several domains by one item LLM)."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import torch
+from torch import Tensor
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import one_of
 from recbole_hydra.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from recbole_hydra.model.sequential_recommender.hydra import Hydra
+    from recbole_hydra.settings.config import Config
 
 #: What ``adapt`` names: the LLM's LoRA and ``[ITEM]`` (all of the LLM if it was trained in full),
 #: the projection of its states, and Hydra's layers and norms. What is kept of items by id, their
@@ -25,7 +35,7 @@ def part_of(name: str) -> str:
     return "projection" if name.startswith("item_text.") else "hydra"
 
 
-def freeze_other_parts(model, config) -> None:
+def freeze_other_parts(model: Hydra, config: Config) -> None:
     """Let only the parts of ``config["adapt"]`` be trained.
 
     Raises:
@@ -48,12 +58,13 @@ def freeze_other_parts(model, config) -> None:
             "adapt: lora, but llm_training is frozen: nothing of the LLM is trained; set "
             "llm_training: lora, or leave it out"
         )
+    assert model.item_text is not None
     if "lora" not in chosen and model.item_text.llm is not None:
         model.item_text.keep_states()
 
 
 @torch.no_grad()
-def load_parts(model, config, vocabulary: dict) -> None:
+def load_parts(model: Hydra, config: Config, vocabulary: Mapping[str, Any]) -> None:
     """Load into a model what the checkpoint ``config["adapt_from"]`` has learned on other items.
 
     What is kept of items by id is that of the checkpoint for items that it knows, by raw id and
@@ -80,6 +91,7 @@ def load_parts(model, config, vocabulary: dict) -> None:
                 raise CheckpointError(f"{path}: it has no {origin}; it is of another kind of model")
             continue  # LoRA that the checkpoint's frozen LLM did not have, or a new domain's layers
         if name.endswith("_extra_state"):
+            assert model.item_text is not None
             model.item_text.set_extra_state(source[origin])
         elif value.shape != source[origin].shape:
             raise CheckpointError(
@@ -90,7 +102,7 @@ def load_parts(model, config, vocabulary: dict) -> None:
             value.copy_(source[origin])
 
 
-def _origin(name, config, state):
+def _origin(name: str, config: Config, state: Mapping[str, Any]) -> str | None:
     """The name in the checkpoint of a parameter of the new model; None where it has none."""
     if not name.startswith("layers."):
         return name
@@ -107,12 +119,18 @@ def _origin(name, config, state):
     return f"layers.{old.index(domain)}.{rest}" if domain in old else None
 
 
-def _stacks(config):
+def _stacks(config: Config | Mapping[str, Any]) -> list[str] | None:
     """The domains that have layers of their own; None where all share theirs."""
     return config["domains"] if config["user_model"] == "per_domain" and config["domains"] else None
 
 
-def _copy_known_items(config, table, vocabulary, source, state):
+def _copy_known_items(
+    config: Config,
+    table: Tensor,
+    vocabulary: Mapping[str, Any],
+    source: Tensor | None,
+    state: Mapping[str, Any],
+) -> None:
     """Fill the rows of items that the checkpoint has vectors of."""
     if source is None:
         return

@@ -1,14 +1,26 @@
 """Evaluation of several domains, each among its own items."""
 
+from __future__ import annotations
+
+import os
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from recbole_hydra.data.domains import DomainLoaders
+from recbole_hydra.data.domains import DomainLoaders, Domains
 from recbole_hydra.metrics import candidates_between
 
+if TYPE_CHECKING:
+    from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
+    from recbole.data.interaction import Interaction
+    from recbole.trainer import Trainer
+else:
+    Trainer = object
 
-class DomainEvaluation:
+
+class DomainEvaluation(Trainer):
     """RecBole's evaluation, of each domain where there are several. To be mixed in before a trainer
     of RecBole's.
 
@@ -16,9 +28,15 @@ class DomainEvaluation:
         domains: those of the data that is evaluated; None without.
     """
 
-    domains = None
+    domains: Domains | None = None
 
-    def evaluate(self, eval_data, load_best_model=True, model_file=None, show_progress=False):
+    def evaluate(
+        self,
+        eval_data: AbstractDataLoader | DomainLoaders | None,
+        load_best_model: bool = True,
+        model_file: str | os.PathLike[str] | None = None,
+        show_progress: bool = False,
+    ) -> OrderedDict[str, float] | None:
         """RecBole's ``evaluate``; with several domains, of each, and their means.
 
         Returns:
@@ -43,7 +61,9 @@ class DomainEvaluation:
         own = {f"{k} {name}": v for name, result in results.items() for k, v in result.items()}
         return OrderedDict({**mean, **own})
 
-    def _full_sort_batch_eval(self, batched_data):
+    def _full_sort_batch_eval(
+        self, batched_data: tuple[Interaction, Tensor | None, Tensor, Tensor]
+    ) -> tuple[Interaction, Tensor, Tensor, Tensor]:
         """RecBole's; with several domains, only items of the target's domain have a score."""
         interaction, scores, rows, targets = super()._full_sort_batch_eval(batched_data)
         if (domains := self.domains) is not None:

@@ -8,11 +8,12 @@ from recbole.utils import init_logger
 
 from recbole_hydra import threads
 from recbole_hydra.errors import RecBoleHydraError
+from recbole_hydra.settings.config import Config
 
 logger = logging.getLogger(__name__)
 
 
-def start_log(config):
+def start_log(config: Config) -> None:
     """Open RecBole's log of a run, closing that of a run before it in this process.
 
     RecBole opens no log in a process whose logging is set up already, as a notebook's. There the
@@ -35,7 +36,7 @@ def start_log(config):
         if foreign:
             own = [handler for handler in own if isinstance(handler, logging.FileHandler)]
         root_logger.handlers = foreign + own
-        start_log.handlers = own
+        start_log.handlers = own  # type: ignore[attr-defined]
     root_logger.info(sys.argv)
     root_logger.info(config)
     for note in [*config.notes, *filter(None, [threads.advice()])]:

@@ -1,13 +1,25 @@
 """The model of a run, on the data that it is to be trained on."""
 
+from __future__ import annotations
+
+import os
 import traceback
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
 
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
 
-def make_model(config, dataset):
+    from recbole_hydra.data import PreparedData
+    from recbole_hydra.settings.config import Config
+
+
+def make_model(config: Config, dataset: Dataset) -> AbstractRecommender:
     """The model of a run, on its device. What RecBole's models themselves refuse, such as a width
     that their attention heads do not divide, is one line, as what our settings refuse is."""
     try:
@@ -20,7 +32,7 @@ def make_model(config, dataset):
         raise ConfigError(f"{config['model']}: {error}") from error
 
 
-def check_data(state, data, path):
+def check_data(state: Mapping[str, Any], data: PreparedData, path: str | os.PathLike[str]) -> None:
     """Raise CheckpointError where the dataset's raw ids, or what its users had, are not those of
     the checkpoint: other interactions are split otherwise."""
     vocabulary = data.vocabulary

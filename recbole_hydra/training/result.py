@@ -1,7 +1,17 @@
 """What a run came to, in numbers and as text."""
 
+from __future__ import annotations
 
-def count_parameters(model, n_items: int) -> dict:
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from recbole_hydra.settings.config import Config
+
+
+def count_parameters(model: torch.nn.Module, n_items: int) -> dict[str, int]:
     """Trainable parameters: tables with one row per item, the others, and all."""
     shapes = [p.shape for p in model.parameters() if p.requires_grad]
     item_table = sum(shape.numel() for shape in shapes if shape[:1] == (n_items,))
@@ -9,7 +19,7 @@ def count_parameters(model, n_items: int) -> dict:
     return {"item_table": item_table, "other": total - item_table, "total": total}
 
 
-def result_table(config, result) -> str:
+def result_table(config: Config, result: Mapping[str, Any]) -> str:
     """The result of a run as text for a terminal."""
     from tabulate import tabulate
 

@@ -1,9 +1,14 @@
 """One run, from settings to result."""
 
+from __future__ import annotations
+
 import logging
+import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recbole.data.transform import construct_transform
 from recbole.utils import EvaluatorType, get_flops, init_seed, set_color
@@ -14,6 +19,7 @@ from recbole_hydra.data import PreparedData, make_loaders, prepare_data
 from recbole_hydra.errors import CheckpointError, ConfigError
 from recbole_hydra.model.causal import check_causal, needs_check
 from recbole_hydra.settings.config import Config
+from recbole_hydra.settings.known_keys import OPTIONS
 from recbole_hydra.settings.of_checkpoint import config_of
 from recbole_hydra.settings.options.item_initialization import initialize_items
 from recbole_hydra.settings.spelling import home
@@ -22,6 +28,11 @@ from recbole_hydra.training.log import start_log
 from recbole_hydra.training.model import check_data, make_model
 from recbole_hydra.training.result import count_parameters
 from recbole_hydra.training.trainer import LAST, get_trainer
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
+    from recbole.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -42,20 +53,20 @@ class Run:
     config: Config
     data: PreparedData
     loaders: tuple
-    trainer: object
-    result: dict
+    trainer: Trainer
+    result: dict[str, Any]
 
 
 def train(
-    model=None,
-    dataset=None,
-    config_file_list=None,
-    config_dict=None,
-    saved=True,
-    resume=None,
-    argv=(),
-    on_epoch=None,
-    load_data=prepare_data,
+    model: str | type | None = None,
+    dataset: str | None = None,
+    config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    saved: bool = True,
+    resume: str | os.PathLike[str] | None = None,
+    argv: Sequence[str] = (),
+    on_epoch: Callable[[dict[str, Any]], object] | None = None,
+    load_data: Callable[[Config], PreparedData] = prepare_data,
 ) -> Run:
     """The part of :func:`.run_recbole_hydra` before the test set is read.
 
@@ -72,7 +83,7 @@ def train(
     layers = (config_file_list, config_dict, argv)
     state = None
     if resume is None:
-        config = Config(model, dataset, *layers, options=("resume", "saved"))
+        config = Config(model, dataset, *layers, options=OPTIONS["run"])
     else:
         if not saved:
             raise ConfigError("saved: a resumed run writes into the files of the run it continues")
@@ -84,6 +95,7 @@ def train(
 
     data = load_data(config)
     if state is not None:
+        assert resume is not None
         check_data(state, data, resume)
     _check_topk(config, data.dataset)
     loaders = make_loaders(config, data)
@@ -146,7 +158,12 @@ def train(
     return Run(config, data, loaders, trainer, result)
 
 
-def train_or_continue(checkpoint_dir, model, dataset, **settings) -> Run:
+def train_or_continue(
+    checkpoint_dir: str | os.PathLike[str],
+    model: str | type | None,
+    dataset: str | None,
+    **settings: Any,
+) -> Run:
     """:func:`train`, which continues the run that a kill left in ``checkpoint_dir``, if it did.
 
     Args:
@@ -167,7 +184,7 @@ def train_or_continue(checkpoint_dir, model, dataset, **settings) -> Run:
     return train(model, dataset, **settings)
 
 
-def evaluated_before(checkpoint_dir) -> list[dict]:
+def evaluated_before(checkpoint_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The evaluated epochs, as in ``history``, of the run that :func:`train_or_continue` would
     continue; none where it would start anew."""
     started = sorted(Path(checkpoint_dir).glob(f"*{LAST}"))
@@ -180,7 +197,7 @@ def evaluated_before(checkpoint_dir) -> list[dict]:
     return [entry for entry in history if "valid_score" in entry]
 
 
-def read_test_set(run: Run) -> dict:
+def read_test_set(run: Run) -> dict[str, Any]:
     """Test a run: with its best epoch if it was saved, otherwise with its last.
 
     Returns:
@@ -197,12 +214,12 @@ def read_test_set(run: Run) -> dict:
     return run.result
 
 
-def _has_llm(model) -> bool:
+def _has_llm(model: AbstractRecommender) -> bool:
     text = getattr(model, "item_text", None)
     return text is not None and text.llm is not None
 
 
-def _check_topk(config, dataset):
+def _check_topk(config: Config, dataset: Dataset) -> None:
     """Raise ConfigError for more places than items, which would fail after the first epoch."""
     # The padding has a score, too, below all others.
     if config["eval_type"] == EvaluatorType.RANKING and max(config["topk"]) > dataset.item_num:

@@ -1,16 +1,21 @@
 """RecBole's trainers with checkpoints that a killed run continues from exactly."""
 
+from __future__ import annotations
+
 import os
 import time
 import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.utils import ModelType
 from recbole.utils import get_trainer as get_recbole_trainer
+from torch import Tensor
 
 from recbole_hydra import checkpoint, threads
 from recbole_hydra.checks import one_of
@@ -20,6 +25,13 @@ from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
 from recbole_hydra.training.evaluation import DomainEvaluation
 from recbole_hydra.training.optimizers import Optimizers
 from recbole_hydra.training.window_loss import WindowLoss
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+    from recbole_hydra.data.domains import DomainLoaders
+    from recbole_hydra.settings.config import Config
 
 BEST, LAST = ".best.pth", ".last.pth"
 
@@ -35,7 +47,7 @@ def _resumable(base: type) -> type:
     return type(f"Resumable{base.__name__}", (ResumableTrainer, base), {})
 
 
-def get_trainer(config) -> type:
+def get_trainer(config: Config) -> type:
     """Return RecBole's trainer class for the model of ``config``, made resumable.
 
     Decision-tree models train outside torch and keep RecBole's own trainer.
@@ -46,7 +58,7 @@ def get_trainer(config) -> type:
 
 
 @contextmanager
-def _autocast_to(device_type, dtype):
+def _autocast_to(device_type: str, dtype: torch.dtype) -> Iterator[None]:
     """Let autocast, which RecBole enters without a dtype, compute in ``dtype``."""
     before = torch.get_autocast_dtype(device_type)
     torch.set_autocast_dtype(device_type, dtype)
@@ -56,7 +68,7 @@ def _autocast_to(device_type, dtype):
         torch.set_autocast_dtype(device_type, before)
 
 
-def run_name(config) -> str:
+def run_name(config: Config) -> str:
     """A name for the files of a run, unique also among runs started in the same second."""
     started = time.strftime("%Y%m%d-%H%M%S")
     # uuid4 reads the system's randomness: runs with the same seed get different names.
@@ -78,7 +90,7 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
             written, if it is not None.
     """
 
-    def __init__(self, config, model):
+    def __init__(self, config: Config, model: AbstractRecommender) -> None:
         checkpoint.check_writable(config["checkpoint_dir"])
         super().__init__(config, model)
         self.amp_dtype = AMP_DTYPES[one_of("amp_dtype", config["amp_dtype"], AMP_DTYPES)]
@@ -88,19 +100,19 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
             self.eval_collector = TargetCollector(config)
         self._name_files(Path(self.checkpoint_dir) / run_name(config))
         self._initial_numbers = _numbers(model)
-        self.history = []
-        self.on_epoch = None
-        self.data_state = {}
+        self.history: list[dict[str, Any]] = []
+        self.on_epoch: Callable[[dict[str, Any]], object] | None = None
+        self.data_state: dict[str, dict] = {}
         self._saving = False
-        self._resumed_state = None
-        self._epoch = None  # the epoch that is being trained, or was last
+        self._resumed_state: Mapping[str, Any] | None = None
+        self._epoch: int | None = None  # the epoch that is being trained, or was last
         self._batch = 0
 
-    def _name_files(self, run):
+    def _name_files(self, run: str | os.PathLike[str]) -> None:
         self.saved_model_file = f"{run}{BEST}"
         self.last_model_file = f"{run}{LAST}"
 
-    def _turn_scaler_on(self):
+    def _turn_scaler_on(self) -> None:
         """float16 loses small gradients unless the loss is scaled up."""
         if self.device.type != "cuda":
             raise ConfigError(
@@ -120,7 +132,14 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
 
     # -- RecBole's hooks ------------------------------------------------------------------------
 
-    def fit(self, train_data, valid_data=None, verbose=True, saved=True, **kwargs):
+    def fit(
+        self,
+        train_data: AbstractDataLoader,
+        valid_data: AbstractDataLoader | DomainLoaders | None = None,
+        verbose: bool = True,
+        saved: bool = True,
+        **kwargs: Any,
+    ) -> tuple[float, dict[str, float] | None]:
         """Train as RecBole's ``fit``; a run that was resumed goes on where it was.
 
         Raises:
@@ -142,10 +161,16 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
             self._end_epoch()
         if pretrains and saved:  # RecBole writes every save_step epochs, under another name
             self.saved_model_file = best
-            self._save_checkpoint(self.start_epoch - 1 if finished else self._epoch)
+            self._save_checkpoint(self.start_epoch - 1 if finished else cast(int, self._epoch))
         return self.best_valid_score, self.best_valid_result
 
-    def _train_epoch(self, train_data, epoch_idx, loss_func=None, show_progress=False):
+    def _train_epoch(
+        self,
+        train_data: AbstractDataLoader,
+        epoch_idx: int,
+        loss_func: Callable[[Interaction], Tensor | tuple[Tensor, ...]] | None = None,
+        show_progress: bool = False,
+    ) -> float | tuple[float, ...]:
         if self._resumed_state is not None:
             self._restore_randomness(train_data)
         else:
@@ -168,7 +193,7 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
         )
         return loss
 
-    def _valid_epoch(self, *args, **kwargs):
+    def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
         start = time.perf_counter()
         score, result = super()._valid_epoch(*args, **kwargs)
         self.history[-1].update(
@@ -180,7 +205,7 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
         self.history[-1]["seconds"] = sum(spent)
         return score, result
 
-    def _end_epoch(self):
+    def _end_epoch(self) -> None:
         """Save and report the epoch before, which RecBole's loop is now through with."""
         if self._epoch is None:
             return
@@ -188,12 +213,12 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
         if self.on_epoch is not None and "valid_score" in self.history[-1]:
             self.on_epoch(self.history[-1])
 
-    def _check_nan(self, loss):
+    def _check_nan(self, loss: Tensor) -> None:
         self._batch += 1
         if not bool(torch.isfinite(loss)):
             self._stop(f"the loss is {loss.item()} in batch {self._batch} of")
 
-    def _stop(self, what):
+    def _stop(self, what: str) -> NoReturn:
         kept = "there is no checkpoint yet"
         if self._saving and os.path.exists(self.last_model_file):
             kept = f"the state before that epoch is kept in {self.last_model_file}"
@@ -204,7 +229,7 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
 
     # -- checkpoints ----------------------------------------------------------------------------
 
-    def _save_checkpoint(self, epoch, verbose=True, **kwargs):
+    def _save_checkpoint(self, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
         """Write the best model, when RecBole's loop calls for it."""
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return
@@ -216,12 +241,13 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
         if verbose:
             self.logger.info(f"Saving current: {path}")
 
-    def _save_last(self):
+    def _save_last(self) -> None:
         """Write all that the next epoch depends on, once the epoch before it is over."""
         if not self._saving:
             return
         if not self.config["single_spec"] and self.config["local_rank"] != 0:
             return
+        assert self._epoch is not None
         state = checkpoint.model_state(self.config, self.model, self._epoch)
         state.update(self.data_state)
         state["training"] = {
@@ -243,7 +269,7 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
         }
         checkpoint.save_checkpoint(self.last_model_file, state)
 
-    def resume(self, path, state) -> None:
+    def resume(self, path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         """Continue the run whose last checkpoint is ``path``, into the same files.
 
         Args:
@@ -287,21 +313,22 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
         self._resumed_state = training
         self.logger.info(f"Resuming {path} at epoch {self.start_epoch}")
 
-    def _restore_randomness(self, train_data):
+    def _restore_randomness(self, train_data: AbstractDataLoader) -> None:
         """Put every random generator where it was, last thing before the first resumed epoch."""
         training, self._resumed_state = self._resumed_state, None
+        assert training is not None
         for generator, saved in zip(_generators(train_data), training["generators"], strict=True):
             generator.set_state(saved.cpu())
         checkpoint.set_random_state(training["random"])
 
 
-def _numbers(model) -> dict:
+def _numbers(model: AbstractRecommender) -> dict[str, float]:
     """The attributes of a model that are numbers."""
     found = {k: v for k, v in vars(model).items() if isinstance(v, (int, float))}
     return {k: v for k, v in found.items() if k != "training"}  # train() and eval() set that one
 
 
-def _generators(loader) -> list[torch.Generator]:
+def _generators(loader: AbstractDataLoader) -> list[torch.Generator]:
     """The random generators that decide a loader's order, those of the loaders inside included."""
     parts = [loader] + [v for v in vars(loader).values() if isinstance(v, AbstractDataLoader)]
     found = [getattr(part, "generator", None) for part in parts]  # a loader of loaders has none

@@ -1,10 +1,20 @@
 """The loss of causal models on windows of histories, instead of ``calculate_loss`` on prefixes."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 
 from recbole_hydra.data.windows import CONTINUES, EARLIER, HANDS_ON
 from recbole_hydra.model.causal import causal_model
 from recbole_hydra.settings.options.later_targets import items_after, later_target_loss
+
+if TYPE_CHECKING:
+    from recbole.data.interaction import Interaction
+    from recbole.model.abstract_recommender import SequentialRecommender
 
 
 class WindowLoss:
@@ -18,12 +28,17 @@ class WindowLoss:
             those of the same window are.
     """
 
-    def __init__(self, model, carry_state=False, later_weights=()):
+    def __init__(
+        self,
+        model: SequentialRecommender,
+        carry_state: bool = False,
+        later_weights: Sequence[float] = (),
+    ) -> None:
         self.model, self.carry_state, self.later_weights = model, carry_state, later_weights
         self.offered = causal_model(model)
-        self.carried = {}  # what the last window of a user left, by user id
+        self.carried: dict[int, list[Tensor]] = {}  # what a user's last window left, by user id
 
-    def __call__(self, batch):
+    def __call__(self, batch: Interaction) -> Tensor:
         """Return the loss, a scalar.
 
         Args:
@@ -49,7 +64,7 @@ class WindowLoss:
                 loss = loss + later_target_loss(self.offered, states, targets, later, weights)
             return loss
 
-    def _history(self, batch, counted):
+    def _history(self, batch: Interaction, counted: Tensor) -> tuple[Tensor, Tensor]:
         """The items up to each counted position, those of earlier windows included; see
         ``target_loss``."""
         item_seq = batch[self.model.ITEM_SEQ]
@@ -59,16 +74,16 @@ class WindowLoss:
         last = counted // length * (before + length) + before + counted % length
         return torch.cat([batch[EARLIER], item_seq], dim=1), last
 
-    def _continued(self, batch, counted):
+    def _continued(self, batch: Interaction, counted: Tensor) -> Tensor:
         """States at the counted positions, starting from what earlier windows left."""
         model = self.model
         users = batch[model.USER_ID].tolist()
         blank = [part[0] for part in model.initial_state(1)]
-        before = [
+        handed = [
             self.carried.pop(user) if continues else blank
             for user, continues in zip(users, batch[CONTINUES].tolist(), strict=True)
         ]
-        before = tuple(torch.stack(parts) for parts in zip(*before, strict=True))
+        before = tuple(torch.stack(parts) for parts in zip(*handed, strict=True))
         states, after = model.encode(batch[model.ITEM_SEQ], before, counted)
         after = [part.detach() for part in after]
         for row, hands_on in enumerate(batch[HANDS_ON].tolist()):

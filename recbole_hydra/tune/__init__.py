@@ -2,14 +2,21 @@
 a kill, and never see the test set."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from recbole_hydra.checks import boolean
 from recbole_hydra.compat import ray as compat
 from recbole_hydra.errors import RecBoleHydraError, TuneError
 from recbole_hydra.output_folder import write_json
-from recbole_hydra.tune.plan import FOLDER, make_plan, read_trials
+from recbole_hydra.tune.plan import FOLDER, Plan, make_plan, read_trials
 from recbole_hydra.tune.sweep import SETTINGS, Sweep
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
+
+    from recbole_hydra.tune.trial import Job
 
 __all__ = ["Sweep", "tune"]
 
@@ -18,24 +25,24 @@ MAX_FAILURES = 3
 
 
 def tune(
-    model,
-    dataset,
-    space=None,
-    output_dir="sweep",
-    num_samples=None,
-    search="random",
-    scheduler="asha",
-    grace_period=None,
-    reduction_factor=None,
-    max_concurrent=None,
-    cpus_per_trial=None,
-    gpus_per_trial=None,
-    ray_address=None,
-    resume=False,
-    config_file_list=None,
-    config_dict=None,
-    argv=(),
-    show_progress=True,
+    model: str | type | None,
+    dataset: str | None,
+    space: dict[str, Any] | str | os.PathLike[str] | None = None,
+    output_dir: str | os.PathLike[str] = "sweep",
+    num_samples: int | None = None,
+    search: Literal["random", "grid", "optuna"] = "random",
+    scheduler: Literal["asha", "none"] = "asha",
+    grace_period: int | None = None,
+    reduction_factor: float | None = None,
+    max_concurrent: int | None = None,
+    cpus_per_trial: int | None = None,
+    gpus_per_trial: float | None = None,
+    ray_address: str | None = None,
+    resume: bool = False,
+    config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+    config_dict: Mapping[str, Any] | None = None,
+    argv: Sequence[str] = (),
+    show_progress: bool = True,
 ) -> Sweep:
     """Search the hyperparameters of a model on a dataset, on validation; test the best once.
 
@@ -122,7 +129,7 @@ def tune(
     return sweep
 
 
-def _start_job(plan, folder, threads):
+def _start_job(plan: Plan, folder: Path, threads: int) -> "Job":
     """Start the actor that builds datasets, and have it build the first, which checks the data."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -132,7 +139,7 @@ def _start_job(plan, folder, threads):
 
     # On this node, where the data are, and nowhere else: it must not die with another.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(num_cpus=0)(Datasets).options(scheduling_strategy=here).remote()
+    actor: Any = ray.remote(num_cpus=0)(Datasets).options(scheduling_strategy=here).remote()
     params = plan.configurations[0] if plan.configurations else {}
     try:
         ray.get(actor.get.remote(plan.model, plan.dataset, plan.trial_settings(params)))
@@ -143,7 +150,9 @@ def _start_job(plan, folder, threads):
     return Job(str(folder), plan.model, plan.dataset, plan.settings, threads, actor)
 
 
-def _run_trials(plan, job, shares, show_progress):
+def _run_trials(
+    plan: Plan, job: "Job", shares: tuple[int, int, float], show_progress: bool
+) -> None:
     """Run what is not over; returns when all is, or after an interruption."""
     from ray import tune as ray_tune
 
@@ -157,7 +166,7 @@ def _run_trials(plan, job, shares, show_progress):
     if len(source) == 0:
         return
     concurrent, cpus, gpus = shares
-    callbacks = [Bookkeeper(job.folder, plan.base["epochs"])]
+    callbacks: list[ray_tune.Callback] = [Bookkeeper(job.folder, plan.base["epochs"])]
     if show_progress:
         metric, larger = plan.identity["valid_metric"], plan.mode == "max"
         callbacks.append(LiveTable(job.folder, plan.number, metric, larger))
@@ -186,11 +195,11 @@ def _run_trials(plan, job, shares, show_progress):
     ).fit()
 
 
-def _name(trial) -> str:
+def _name(trial: "Trial") -> str:
     return f"trial-{trial.config['number']:04d}"
 
 
-def _test(job, best, shares) -> dict:
+def _test(job: "Job", best: Mapping[str, Any], shares: tuple[int, int, float]) -> dict[str, float]:
     """The one look at the test set, with the resources of a trial."""
     import ray
 

@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from recbole_hydra.checks import positive_int, positive_number
 from recbole_hydra.errors import TuneError, describe
@@ -20,7 +22,7 @@ _HTTP2_SETTINGS = b"\x04"
 
 
 @contextlib.contextmanager
-def connection(address=None):
+def connection(address: str | None = None) -> Iterator[None]:
     """Connect to Ray for the time of a ``with`` block.
 
     A process that is connected already stays so, and stays connected afterwards.
@@ -44,7 +46,11 @@ def connection(address=None):
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    settings = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    settings: dict[str, Any] = {
+        "address": address,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     if address == "local":
         # What starts here must not phone home, unless the user has said so.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -78,7 +84,7 @@ def _last_cluster() -> str | None:
         return None
 
 
-def _knock(address):
+def _knock(address: str | None) -> None:
     """Raise TuneError within seconds where no head of a cluster answers; Ray tries for minutes."""
     if address is None:
         raise TuneError(
@@ -112,14 +118,21 @@ def _knock(address):
         )
 
 
-def nodes() -> list[dict]:
+def nodes() -> list[dict[str, float]]:
     """The resources of every living node, such as ``{"CPU": 8.0, "GPU": 1.0}``."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def share_out(nodes, number, max_concurrent, cpus_per_trial, gpus_per_trial, use_gpu=True) -> tuple:
+def share_out(
+    nodes: Sequence[Mapping[str, float]],
+    number: int,
+    max_concurrent: int | None,
+    cpus_per_trial: int | None,
+    gpus_per_trial: float | None,
+    use_gpu: bool = True,
+) -> tuple[int, int, float]:
     """Decide how many trials run at a time, and what each gets.
 
     Args:
@@ -171,7 +184,7 @@ def share_out(nodes, number, max_concurrent, cpus_per_trial, gpus_per_trial, use
     return min(wanted, places), cpus_per_trial, gpus_per_trial
 
 
-def _places(cpus, gpus, cpu_share, gpu_share) -> int:
+def _places(cpus: Sequence[int], gpus: Sequence[float], cpu_share: int, gpu_share: float) -> int:
     """How many trials find room."""
     return sum(
         min(cpu // cpu_share, int(gpu / gpu_share + 1e-9) if gpu_share else cpu)

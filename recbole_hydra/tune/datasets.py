@@ -1,11 +1,18 @@
 """One place that builds datasets for all trials of a sweep."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from recbole.utils.argument_list import dataset_arguments
 
-from recbole_hydra.data import prepare_data
+from recbole_hydra.data import PreparedData, prepare_data
 from recbole_hydra.settings.config import Config
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 #: The settings that decide what a dataset and its split are. RecBole's own list is of the dataset.
 DECISIVE = (
@@ -26,11 +33,11 @@ class Datasets:
         built: how many datasets were built.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.built = 0
-        self._references = {}
+        self._references: dict[str, ObjectRef] = {}
 
-    def get(self, model, dataset: str, settings: dict) -> list:
+    def get(self, model: str | type, dataset: str, settings: dict[str, Any]) -> list[ObjectRef]:
         """Build a dataset, or find it.
 
         Args:
@@ -57,7 +64,9 @@ class Datasets:
         return self.built
 
 
-def loader_of(datasets, model, dataset: str, settings: dict):
+def loader_of(
+    datasets: Any, model: str | type, dataset: str, settings: dict[str, Any]
+) -> Callable[[Config], PreparedData]:
     """A ``load_data`` for :func:`~recbole_hydra.training.run.train` that asks the actor.
 
     Args:
@@ -66,7 +75,7 @@ def loader_of(datasets, model, dataset: str, settings: dict):
     """
     import ray
 
-    def load(config):
+    def load(config: Config) -> PreparedData:
         (reference,) = ray.get(datasets.get.remote(model, dataset, settings))
         data = ray.get(reference)
         for part in (data.dataset, *(data.splits or [])):

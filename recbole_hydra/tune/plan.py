@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import recbole
 from recbole.utils import ModelType
@@ -14,17 +16,12 @@ from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError, TuneError
 from recbole_hydra.output_folder import OutputFolder, read_json, write_json
 from recbole_hydra.settings.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config
+from recbole_hydra.settings.known_keys import OPTIONS
 from recbole_hydra.settings.spelling import home, parse_arguments
 from recbole_hydra.tune.space import Space, read_space
 
 SEARCHES = ("random", "grid", "optuna")
 SCHEDULERS = ("asha", "none")
-
-#: What ``tune`` takes beside settings, for hints.
-OPTIONS = (
-    "space", "num_samples", "search", "scheduler", "grace_period", "reduction_factor",
-    "max_concurrent", "cpus_per_trial", "gpus_per_trial", "output_dir", "resume", "ray_address",
-)  # fmt: skip
 
 #: The files of a trial, in its folder. With ``outcome.json`` a trial is over.
 PARAMS, PROGRESS, OUTCOME = "params.json", "progress.json", "outcome.json"
@@ -67,7 +64,7 @@ class Plan:
         number: how many trials there will be.
     """
 
-    model: object
+    model: str | type
     dataset: str
     settings: dict
     space: Space
@@ -85,23 +82,23 @@ class Plan:
         """Whether a larger score is better, ``"max"``, or a smaller one, ``"min"``."""
         return "max" if self.base["valid_metric_bigger"] else "min"
 
-    def trial_settings(self, params: dict) -> dict:
+    def trial_settings(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of a trial, without those of its folder."""
         return {**self.settings, **params}
 
 
 def make_plan(
-    model,
-    dataset,
-    space,
-    num_samples,
-    search,
-    scheduler,
-    grace_period,
-    reduction_factor,
-    config_file_list,
-    config_dict,
-    argv,
+    model: str | type | None,
+    dataset: str | None,
+    space: dict[str, Any] | str | os.PathLike[str] | None,
+    num_samples: int | None,
+    search: Literal["random", "grid", "optuna"],
+    scheduler: Literal["asha", "none"],
+    grace_period: int | None,
+    reduction_factor: float | None,
+    config_file_list: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    config_dict: Mapping[str, Any] | None,
+    argv: Sequence[str],
 ) -> Plan:
     """Check the input of :func:`recbole_hydra.tune.tune`, and lay out its trials.
 
@@ -110,13 +107,13 @@ def make_plan(
     """
     one_of("search", search, SEARCHES)
     one_of("scheduler", scheduler, SCHEDULERS)
-    base = Config(model, dataset, config_file_list, config_dict, argv, options=OPTIONS)
+    base = Config(model, dataset, config_file_list, config_dict, argv, options=OPTIONS["tune"])
     if base["MODEL_TYPE"] == ModelType.DECISIONTREE:
         raise TuneError(
             f"model: {base.model} trains outside torch, all at once: no epoch can be reported"
         )
-    space = read_space(_find(space, base.model))
-    _check_space(space, base, {**(config_dict or {}), **parse_arguments(argv)})
+    swept = read_space(_find(space, base.model))
+    _check_space(swept, base, {**(config_dict or {}), **parse_arguments(argv)})
     for key in base.external_config_dict:
         if key in _OWN:
             raise TuneError(f"{key}: a sweep sets it for every trial; {_OWN[key]}")
@@ -132,7 +129,7 @@ def make_plan(
     settings = {
         key: value
         for key, value in base.external_config_dict.items()
-        if key not in ("model", "dataset", "config_files", *space.parameters)
+        if key not in ("model", "dataset", "config_files", *swept.parameters)
     }
     settings["seed"] = base["seed"]
     settings.update({key: base[key] for key in PATH_KEYS if key in settings})
@@ -140,19 +137,19 @@ def make_plan(
         # Absolute, since a trial works in its own folder. RecBole finds its ml-100k by itself.
         settings["data_path"] = os.path.dirname(os.path.abspath(base["data_path"]))
 
-    configurations, number = _lay_out(space, search, num_samples, base["seed"])
+    configurations, number = _lay_out(swept, search, num_samples, base["seed"])
     early = _early_stopping(scheduler, grace_period, reduction_factor, base["epochs"])
     model = model or base.model
-    plan = Plan(model, base.dataset, settings, space, base, {}, configurations, number)
+    plan = Plan(model, base.dataset, settings, swept, base, {}, configurations, number)
     if configurations:
         # Values that no config takes are found now, not by every trial.
         _trial_config(plan, configurations[0])
     plain = checkpoint.plain_settings(base)
-    incidental = {"state", "show_progress", "checkpoint_dir", "gpu_id", *space.parameters}
+    incidental = {"state", "show_progress", "checkpoint_dir", "gpu_id", *swept.parameters}
     identity = {
         "model": base.model,
         "dataset": base.dataset,
-        "space": space.as_plain(),
+        "space": swept.as_plain(),
         "search": search,
         "scheduler": early,
         "valid_metric": base["valid_metric"].lower(),
@@ -166,7 +163,9 @@ def make_plan(
     return plan
 
 
-def _find(space, model):
+def _find(
+    space: dict[str, Any] | str | os.PathLike[str] | None, model: str
+) -> dict[str, Any] | str | os.PathLike[str]:
     """The file of the space: the given one, ours of that name, or ours for the model."""
     if space is None:
         path = PROPERTIES / "tune" / f"{model}.yaml"
@@ -185,7 +184,7 @@ def _find(space, model):
     return space
 
 
-def _check_space(space, base, written):
+def _check_space(space: Space, base: Config, written: Mapping[str, Any]) -> None:
     """Refuse keys that the model does not read, that a sweep cannot vary, or that are set twice."""
     for key in space.parameters:
         where = f"{space.source}: {key}"
@@ -207,14 +206,16 @@ def _check_space(space, base, written):
                 raise TuneError(f"{space.source}: {error}") from error
 
 
-def _trial_config(plan, params) -> Config:
+def _trial_config(plan: Plan, params: Mapping[str, Any]) -> Config:
     try:
         return Config(plan.model, plan.dataset, config_dict=plan.trial_settings(params))
     except ConfigError as error:
         raise TuneError(f"{plan.space.source}: {params}: {error}") from error
 
 
-def _lay_out(space, search, num_samples, seed) -> tuple[list, int]:
+def _lay_out(
+    space: Space, search: str, num_samples: int | None, seed: int
+) -> tuple[list[dict[str, Any]], int]:
     """The configurations, where they can be known beforehand, and the number of trials."""
     if num_samples is not None:
         positive_int("num_samples", num_samples)
@@ -233,7 +234,9 @@ def _lay_out(space, search, num_samples, seed) -> tuple[list, int]:
     return drawn, len(drawn)
 
 
-def _early_stopping(scheduler, grace_period, reduction_factor, epochs) -> dict | None:
+def _early_stopping(
+    scheduler: str, grace_period: int | None, reduction_factor: float | None, epochs: int
+) -> dict[str, Any] | None:
     """The settings of ASHA, as its constructor takes them; None without it."""
     given = {"grace_period": grace_period, "reduction_factor": reduction_factor}
     if scheduler == "none":
@@ -254,19 +257,19 @@ def _early_stopping(scheduler, grace_period, reduction_factor, epochs) -> dict |
 # -- trials on disk ------------------------------------------------------------------------------
 
 
-def trial_folder(folder, number: int) -> Path:
+def trial_folder(folder: str | os.PathLike[str], number: int) -> Path:
     """The folder of a trial of the sweep in ``folder``."""
     return Path(folder) / "trials" / f"{number:04d}"
 
 
-def write_params(folder, number: int, params: dict) -> None:
+def write_params(folder: str | os.PathLike[str], number: int, params: Mapping[str, Any]) -> None:
     """Write down that a trial exists, before it begins."""
     own = trial_folder(folder, number)
     own.mkdir(parents=True, exist_ok=True)
     write_json(own / PARAMS, params)
 
 
-def read_trials(folder) -> list[dict]:
+def read_trials(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The trials of a sweep, by number.
 
     Returns:
@@ -289,11 +292,11 @@ def read_trials(folder) -> list[dict]:
 # -- the folder ----------------------------------------------------------------------------------
 
 
-def _describe(identity) -> str:
+def _describe(identity: Mapping[str, Any]) -> str:
     return f"{identity.get('model')} on {identity.get('dataset')}"
 
 
-def _difference(mine, other, keys) -> str:
+def _difference(mine: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]) -> str:
     """Name what differs, down to the first setting."""
     for key in ("space", "settings"):
         if key in keys:

@@ -1,5 +1,11 @@
 """The picture of a sweep: how its trials went, and which values were good."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,12 +13,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from recbole_hydra.tune.sweep import Sweep
+
 #: The quantile of the scores where the colours begin. Below it all trials are equally pale: a few
 #: hopeless ones would otherwise make all others look the same.
 _PALEST = 0.25
 
 
-def draw(sweep, path) -> None:
+def draw(sweep: Sweep, path: str | Path) -> None:
     """Draw ``sweep`` to a PNG file.
 
     Left: the validation metric of every trial against the seconds it has trained and validated, a
@@ -59,7 +70,7 @@ def draw(sweep, path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _place(parameter: dict, value) -> float:
+def _place(parameter: Mapping[str, list[Any]], value: Any) -> float:
     """Where a value lies on its axis, from 0 to 1."""
     ((kind, values),) = parameter.items()
     if kind == "choice":
@@ -70,7 +81,7 @@ def _place(parameter: dict, value) -> float:
     return float((value - low) / (high - low))
 
 
-def _axes(axis, space):
+def _axes(axis: Axes, space: Mapping[str, Mapping[str, list[Any]]]) -> None:
     """One vertical axis per hyperparameter, with its values beside it."""
     for position, parameter in enumerate(space.values()):
         axis.axvline(position, color="0.6", linewidth=0.8, zorder=0)

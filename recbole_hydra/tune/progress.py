@@ -1,8 +1,13 @@
 """What the driver does while trials run: it writes down how they end, and shows a table."""
 
+from __future__ import annotations
+
+import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ray.tune import Callback
 from tabulate import tabulate
@@ -11,6 +16,9 @@ from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.training.trainer import LAST
 from recbole_hydra.tune.plan import OUTCOME, read_trials, trial_folder
 from recbole_hydra.tune.trial import SCORE, TIME, best_entry
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial
 
 #: Seconds between two lines of progress where the output is no terminal.
 PERIOD = 60
@@ -25,10 +33,12 @@ class Bookkeeper(Callback):
         epochs: the most that a trial trains.
     """
 
-    def __init__(self, folder, epochs: int):
+    def __init__(self, folder: str | os.PathLike[str], epochs: int) -> None:
         self.folder, self.epochs = folder, epochs
 
-    def on_trial_complete(self, iteration, trials, trial, **info):
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         own = trial_folder(self.folder, trial.config["number"])
         if read_json(own / OUTCOME) is None:
             over = trial.last_result.get(TIME, 0) >= self.epochs
@@ -36,7 +46,9 @@ class Bookkeeper(Callback):
         for path in own.glob(f"checkpoints/*{LAST}"):  # nothing will go on from there
             path.unlink()
 
-    def on_trial_error(self, iteration, trials, trial, **info):
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         own = trial_folder(self.folder, trial.config["number"])
         if read_json(own / OUTCOME) is None:
             error = (
@@ -58,41 +70,61 @@ class LiveTable(Callback):
         stream: where it is shown; stderr by default.
     """
 
-    def __init__(self, folder, total: int, metric: str, larger: bool, stream=None):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        total: int,
+        metric: str,
+        larger: bool,
+        stream: TextIO | None = None,
+    ) -> None:
         self.folder, self.total, self.metric, self.larger = folder, total, metric, larger
         self._stream = stream
-        self.rows = {}
+        self.rows: dict[int, dict[str, Any]] = {}
         for trial in read_trials(folder):
             if trial["status"] != "interrupted":
                 self.rows[trial["number"]] = _row(trial, self.larger)
         self.started, self.shown, self.last = time.monotonic(), 0, time.monotonic()
 
     @property
-    def _out(self):
+    def _out(self) -> TextIO:
         """The stream, looked up: Ray pickles callbacks, and not every sys.stderr can be."""
         return sys.stderr if self._stream is None else self._stream
 
-    def on_trial_start(self, iteration, trials, trial, **info):
+    def on_trial_start(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         row = {"params": trial.config["params"], "status": "running"}
         self.rows[trial.config["number"]] = row
         self._show()
 
-    def on_trial_result(self, iteration, trials, trial, result, **info):
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[Trial],
+        trial: Trial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
         row = self.rows[trial.config["number"]]
         row.update(epoch=result[TIME], score=result["score"], best=result[SCORE])
         row["seconds"] = result["seconds"]
         self._show()
 
-    def on_trial_complete(self, iteration, trials, trial, **info):
+    def on_trial_complete(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self._end(trial.config["number"])
 
-    def on_trial_error(self, iteration, trials, trial, **info):
+    def on_trial_error(
+        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
+    ) -> None:
         self._end(trial.config["number"])
 
-    def on_experiment_end(self, trials, **info):
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         self._show(force=True)
 
-    def _end(self, number):
+    def _end(self, number: int) -> None:
         outcome = read_json(trial_folder(self.folder, number) / OUTCOME) or {}
         self.rows[number].update(outcome)
         if not self._out.isatty():
@@ -117,7 +149,7 @@ class LiveTable(Callback):
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         return f"{over} of {self.total} over ({', '.join(counts)}), {words}{minutes}:{seconds:02}"
 
-    def _show(self, force=False):
+    def _show(self, force: bool = False) -> None:
         now = time.monotonic()
         if not self._out.isatty():
             if force or now - self.last >= PERIOD:
@@ -139,7 +171,7 @@ class LiveTable(Callback):
         """The summary, and the rows there is room for: those that run, then the best."""
         sign = -1 if self.larger else 1
 
-        def place(item):
+        def place(item: tuple[int, dict[str, Any]]) -> tuple[bool, float]:
             row = item[1]
             return row["status"] != "running", sign * row.get("best", -sign * float("inf"))
 
@@ -158,11 +190,11 @@ class LiveTable(Callback):
         table = tabulate(rows, headers="keys", floatfmt=".4g", tablefmt="simple")
         return [self._summary(), *table.splitlines()]
 
-    def _print(self, line):
+    def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)
 
 
-def _row(trial, larger) -> dict:
+def _row(trial: Mapping[str, Any], larger: bool) -> dict[str, Any]:
     row = {"params": trial["params"], "status": trial["status"]}
     if "error" in trial:
         row["error"] = trial["error"]

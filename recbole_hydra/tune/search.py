@@ -1,14 +1,22 @@
 """What Ray Tune asks which configuration is next, and whether a trial goes on."""
 
-from types import SimpleNamespace
+from __future__ import annotations
 
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+import os
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from recbole_hydra.errors import TuneError
 from recbole_hydra.output_folder import read_json
 from recbole_hydra.tune.plan import OUTCOME, Plan, trial_folder, write_params
 from recbole_hydra.tune.trial import SCORE, TIME, best_entry, reported
+
+if TYPE_CHECKING:
+    from ray.tune.search.optuna import OptunaSearch
 
 
 class TrialSource(Searcher):
@@ -22,7 +30,13 @@ class TrialSource(Searcher):
         scheduler: that of :func:`make_scheduler`, which is told what a begun trial had reported.
     """
 
-    def __init__(self, plan: Plan, folder, trials: list, scheduler):
+    def __init__(
+        self,
+        plan: Plan,
+        folder: str | os.PathLike[str],
+        trials: Sequence[dict[str, Any]],
+        scheduler: TrialScheduler,
+    ) -> None:
         super().__init__(metric=SCORE, mode=plan.mode)
         self.space, self.folder, self.scheduler = plan.space, folder, scheduler
         self.begun = [trial for trial in trials if trial["status"] == "interrupted"]
@@ -30,12 +44,13 @@ class TrialSource(Searcher):
         self.fresh = [number for number in range(plan.number) if number not in known]
         self.configurations = plan.configurations
         self.optuna = None if plan.configurations else _optuna(plan, trials)
+        self._proposed: dict[str, tuple[int, dict[str, Any], bool]]
         self._proposed = {}  # by Ray's id of a trial: its number, its params, whether by Optuna now
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.begun) + len(self.fresh)
 
-    def suggest(self, trial_id: str):
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """Return the next trial; Ray's method."""
         new = not self.begun
         if not new:
@@ -43,18 +58,22 @@ class TrialSource(Searcher):
             number, params = trial["number"], trial["params"]
             _tell(self.scheduler, trial_id, trial["history"], self.mode)
         elif not self.fresh:
-            return Searcher.FINISHED
+            return Searcher.FINISHED  # type: ignore[return-value]
         else:
             number = self.fresh.pop(0)
             if self.optuna is None:
                 params = self.configurations[number]
             else:
-                params = self.space.decode(self.optuna.suggest(trial_id))
+                proposed = self.optuna.suggest(trial_id)
+                assert proposed is not None
+                params = self.space.decode(proposed)
         write_params(self.folder, number, params)
         self._proposed[trial_id] = number, params, new
         return {"number": number, "params": params}
 
-    def on_trial_complete(self, trial_id, result=None, error=False):
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """Tell Optuna how a trial ended; Ray's method."""
         if self.optuna is None:
             return
@@ -66,15 +85,15 @@ class TrialSource(Searcher):
         elif not failed and result and SCORE in result:
             self.optuna.add_evaluated_point(self.space.encode(params), result[SCORE])
 
-    def save(self, checkpoint_path):
+    def save(self, checkpoint_path: str) -> None:
         """Nothing: the folder of the sweep has it all. Ray's method, which moves a file."""
         open(checkpoint_path, "w").close()
 
-    def restore(self, checkpoint_path):
+    def restore(self, checkpoint_path: str) -> None:
         """Nothing; see :meth:`save`."""
 
 
-def _optuna(plan, trials):
+def _optuna(plan: Plan, trials: Sequence[dict[str, Any]]) -> OptunaSearch:
     """Optuna's sampler through Ray, with the trials that are over as its observations."""
     try:
         import optuna
@@ -93,7 +112,7 @@ def _optuna(plan, trials):
     return search
 
 
-def make_scheduler(plan: Plan, trials: list):
+def make_scheduler(plan: Plan, trials: Sequence[dict[str, Any]]) -> TrialScheduler:
     """ASHA, or none, knowing what the trials of a resumed sweep that are over had reported.
 
     Ray restores a sweep without its scheduler's memory: trials would then be stopped, or not, by
@@ -109,12 +128,15 @@ def make_scheduler(plan: Plan, trials: list):
     return scheduler
 
 
-def _tell(scheduler, trial_id, history, mode):
+def _tell(
+    scheduler: TrialScheduler, trial_id: str, history: list[dict[str, Any]], mode: str
+) -> None:
     """Have ``scheduler`` know what a trial had reported; what it decided then is not asked."""
     if not isinstance(scheduler, ASHAScheduler):
         return
-    past = SimpleNamespace(trial_id=trial_id)
-    scheduler.on_trial_add(None, past)
+    past: Any = SimpleNamespace(trial_id=trial_id)
+    nobody: Any = None
+    scheduler.on_trial_add(nobody, past)
     for number in range(1, len(history) + 1):
-        scheduler.on_trial_result(None, past, reported(history[:number], mode == "max"))
-    scheduler.on_trial_remove(None, past)
+        scheduler.on_trial_result(nobody, past, reported(history[:number], mode == "max"))
+    scheduler.on_trial_remove(nobody, past)

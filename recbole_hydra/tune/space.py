@@ -1,11 +1,15 @@
 """The search space of a sweep: what each hyperparameter may be, read from a file."""
 
+from __future__ import annotations
+
 import ast
 import itertools
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -13,6 +17,9 @@ import yaml
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import TuneError
 from recbole_hydra.settings.spelling import home, parse_value
+
+if TYPE_CHECKING:
+    from ray.tune.search.sample import Domain
 
 #: How each kind of range is written.
 FORMS = {
@@ -45,7 +52,7 @@ class Parameter:
     kind: str
     values: tuple
 
-    def domain(self):
+    def domain(self) -> Domain:
         """The range as Ray Tune's search algorithms take it."""
         from ray import tune
 
@@ -58,7 +65,7 @@ class Parameter:
         first, last = self._multiples()
         return tune.randint(first, last + 1)
 
-    def decode(self, value):
+    def decode(self, value: Any) -> Any:
         """Turn a value of :meth:`domain` into one of the config."""
         if self.kind == "choice":
             return self.values[value]
@@ -70,7 +77,7 @@ class Parameter:
         # Six digits, so that best.yaml can be read and still is the configuration that was trained.
         return min(max(_short(value, 6), self.values[0]), self.values[1])
 
-    def encode(self, value):
+    def encode(self, value: Any) -> Any:
         """Turn a value of the config into one of :meth:`domain`."""
         if self.kind == "choice":
             return self.values.index(value)
@@ -78,7 +85,7 @@ class Parameter:
             return round(value / self.values[2])
         return value
 
-    def examples(self) -> list:
+    def examples(self) -> list[Any]:
         """Values to check a setting's rule by: those of a choice; of a range both ends, and one
         between that is no end of a step."""
         if self.kind == "choice":
@@ -89,7 +96,7 @@ class Parameter:
         first, last = self._multiples()
         return [self.decode(number) for number in {first, min(first + 1, last), last}]
 
-    def grid(self) -> list:
+    def grid(self) -> list[Any]:
         """All values.
 
         Raises:
@@ -120,22 +127,22 @@ class Space:
         source: where they were written, for messages.
     """
 
-    def __init__(self, parameters: dict, source: str):
+    def __init__(self, parameters: dict[str, Parameter], source: str) -> None:
         self.parameters, self.source = parameters, source
 
-    def domains(self) -> dict:
+    def domains(self) -> dict[str, Domain]:
         """Every parameter's :meth:`Parameter.domain`, by name."""
         return {name: parameter.domain() for name, parameter in self.parameters.items()}
 
-    def decode(self, values: dict) -> dict:
+    def decode(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A configuration from the values of :meth:`domains`."""
         return {name: p.decode(values[name]) for name, p in self.parameters.items()}
 
-    def encode(self, configuration: dict) -> dict:
+    def encode(self, configuration: Mapping[str, Any]) -> dict[str, Any]:
         """The values of :meth:`domains` for a configuration."""
         return {name: p.encode(configuration[name]) for name, p in self.parameters.items()}
 
-    def draw(self, number: int, seed: int) -> list[dict]:
+    def draw(self, number: int, seed: int) -> list[dict[str, Any]]:
         """Draw configurations, all different; with the same seed the same ones, a longer draw
         beginning as the shorter does.
 
@@ -156,7 +163,7 @@ class Space:
                 break
         return drawn
 
-    def grid(self) -> list[dict]:
+    def grid(self) -> list[dict[str, Any]]:
         """Every configuration of the space, the last parameter running fastest.
 
         Raises:
@@ -165,12 +172,12 @@ class Space:
         values = [parameter.grid() for parameter in self.parameters.values()]
         return [dict(zip(self.parameters, row, strict=True)) for row in itertools.product(*values)]
 
-    def as_plain(self) -> dict:
+    def as_plain(self) -> dict[str, dict[str, list[Any]]]:
         """The space as yaml would hold it."""
         return {name: {p.kind: list(p.values)} for name, p in self.parameters.items()}
 
 
-def read_space(space) -> Space:
+def read_space(space: dict[str, Any] | str | os.PathLike[str]) -> Space:
     """Read a search space.
 
     Args:
@@ -204,7 +211,7 @@ def read_space(space) -> Space:
     return _from_dict(values, source)
 
 
-def _from_dict(space, source) -> Space:
+def _from_dict(space: Mapping[Any, Any], source: str) -> Space:
     parameters = {}
     for name, value in space.items():
         where = f"{source}: {name}"
@@ -220,13 +227,14 @@ def _from_dict(space, source) -> Space:
     return _not_empty(parameters, source)
 
 
-def _from_lines(text, source) -> Space:
+def _from_lines(text: str, source: str) -> Space:
     """RecBole's format: name, kind and values, separated by a space; the values may hold more."""
     parameters = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{source}: line {number}"
+        values: Any
         name, kind, values = (*line.split(None, 2), "", "")[:3]
         if not values:
             raise TuneError(f"{where}: expected 'key kind values', got {line.strip()!r}")
@@ -248,13 +256,13 @@ def _from_lines(text, source) -> Space:
     return _not_empty(parameters, source)
 
 
-def _not_empty(parameters, source) -> Space:
+def _not_empty(parameters: dict[str, Parameter], source: str) -> Space:
     if not parameters:
         raise TuneError(f"{source}: names no hyperparameter")
     return Space(parameters, source)
 
 
-def _parameter(name, kind, values, where) -> Parameter:
+def _parameter(name: str, kind: Any, values: Any, where: str) -> Parameter:
     if kind not in FORMS:
         hint = did_you_mean(kind, FORMS)
         raise TuneError(f"{where}: there is no kind {kind!r}{hint or f'; use {_forms()}'}")
@@ -293,7 +301,7 @@ def _parameter(name, kind, values, where) -> Parameter:
     return Parameter(name, kind, (float(low), float(high)))
 
 
-def _choices(values, where) -> tuple:
+def _choices(values: Sequence[Any], where: str) -> tuple[Any, ...]:
     if not values:
         raise TuneError(f"{where}: choice []: there is nothing to choose from")
     for number, value in enumerate(values):
@@ -302,12 +310,12 @@ def _choices(values, where) -> tuple:
     return tuple(values)
 
 
-def _is_number(value) -> bool:
+def _is_number(value: Any) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and math.isfinite(value)
 
 
-def _short(value, digits=12) -> float:
+def _short(value: float, digits: int = 12) -> float:
     """``value`` rounded to so many significant digits."""
     return float(f"{value:.{digits}g}")
 

@@ -1,11 +1,15 @@
 """A sweep as its folder holds it: trials, the best configuration, files for the user."""
 
+import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
 
+from recbole_hydra.errors import TuneError
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.tune.plan import FOLDER, read_trials, trial_folder
 from recbole_hydra.tune.trial import best_entry
@@ -37,7 +41,7 @@ class Sweep:
         TuneError: the folder holds no sweep.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         self.identity = FOLDER.read(folder)
         self.trials = read_trials(folder)
@@ -51,7 +55,7 @@ class Sweep:
         self.best = max(scored, key=lambda t: (sign * t["best_score"], -t["number"]), default=None)
         result = read_json(self.folder / RESULT) or {}
         current = self.best is not None and result.get("trial") == self.best["number"]
-        self.test_result = result["test_result"] if current else None
+        self.test_result: dict[str, float] | None = result["test_result"] if current else None
 
     @property
     def larger(self) -> bool:
@@ -75,12 +79,19 @@ class Sweep:
         states = [trial["status"] for trial in self.trials]
         return len(states) >= number and "interrupted" not in states
 
-    def best_settings(self) -> dict:
-        """The user's settings with those of the best trial, as ``best.yaml`` holds them."""
+    def best_settings(self) -> dict[str, Any]:
+        """The user's settings with those of the best trial, as ``best.yaml`` holds them.
+
+        Raises:
+            TuneError: no trial has a score.
+        """
+        if self.best is None:
+            raise TuneError(f"{self.folder}: no trial has a score")
         return {**(read_json(self.folder / SETTINGS) or {}), **self.best["params"]}
 
-    def add_test_result(self, test_result: dict) -> None:
+    def add_test_result(self, test_result: Mapping[str, float]) -> None:
         """Write down the test metrics of the best trial."""
+        assert self.best is not None
         self.test_result = {name: float(value) for name, value in test_result.items()}
         result = {
             "trial": self.best["number"],
@@ -142,7 +153,7 @@ class Sweep:
         files = sorted(trial_folder(self.folder, number).glob("checkpoints/*.best.pth"))
         return files[-1] if files else None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         counts = pd.Series([trial["status"] for trial in self.trials], dtype=object).value_counts()
         states = ", ".join(f"{number} {status}" for status, number in counts.items())
         return f"Sweep({str(self.folder)!r}: {states})"

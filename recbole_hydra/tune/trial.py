@@ -1,15 +1,23 @@
 """One trial of a sweep, and the test of the best one, as they run in a worker of Ray."""
 
+from __future__ import annotations
+
 import math
 import os
 import platform
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from recbole_hydra.errors import TrainingError, TuneError, describe
 from recbole_hydra.output_folder import read_json, write_json
 from recbole_hydra.tune.plan import FOLDER, OUTCOME, PROGRESS, trial_folder
+
+if TYPE_CHECKING:
+    from recbole_hydra.data import PreparedData
+    from recbole_hydra.settings.config import Config
 
 #: What a trial's libraries print.
 LOG = "log.txt"
@@ -31,14 +39,14 @@ class Job:
     """
 
     folder: str
-    model: object
+    model: str | type
     dataset: str
     settings: dict
     threads: int
-    datasets: object
+    datasets: Any
 
 
-def run_trial(config: dict, job: Job) -> None:
+def run_trial(config: dict[str, Any], job: Job) -> None:
     """Ray's trainable: train one configuration, reporting every evaluation.
 
     Args:
@@ -70,7 +78,13 @@ def run_trial(config: dict, job: Job) -> None:
     train_trial(job, config, ray_tune().report, load_data, node)
 
 
-def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
+def train_trial(
+    job: Job,
+    config: Mapping[str, Any],
+    report: Callable[[dict[str, Any]], object],
+    load_data: Callable[[Config], PreparedData],
+    node: str,
+) -> None:
     """Train in the trial's folder, which is the current one, and write ``outcome.json``.
 
     Args:
@@ -88,10 +102,10 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
 
     # Ray counts CPUs, and limits nothing.
     torch.set_num_threads(job.threads)
-    history = []
+    history: list[dict[str, Any]] = []
     larger = _larger_is_better(job)
 
-    def on_epoch(entry):
+    def on_epoch(entry: Mapping[str, Any]) -> None:
         del history[_before(history, entry["epoch"] + 1) :]  # where the trial had to start anew
         history.append(_plain(entry))
         if not math.isfinite(entry["valid_score"]):
@@ -105,7 +119,8 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
     try:
         # A node was lost, or the sweep was killed: the last report is made again. The scheduler
         # knows of those before; judged anew, among more trials, the first would end this one.
-        *before, last = evaluated_before("checkpoints") or [None]
+        evaluated: list[Any] = evaluated_before("checkpoints")
+        *before, last = evaluated or [None]
         if last is not None:
             history += map(_plain, before)
             on_epoch(last)
@@ -132,7 +147,7 @@ def train_trial(job: Job, config: dict, report, load_data, node: str) -> None:
         write_json(OUTCOME, {"status": "finished"})
 
 
-def final_test(job: Job, number: int, params: dict) -> dict:
+def final_test(job: Job, number: int, params: Mapping[str, Any]) -> dict[str, float]:
     """Read the test set with the best epoch of a trial; returns the metrics."""
     from recbole_hydra.quick_start import load_data_and_model
     from recbole_hydra.training.run import read_test_set, train
@@ -156,7 +171,7 @@ def final_test(job: Job, number: int, params: dict) -> dict:
     return dict(trainer.evaluate(test_data, load_best_model=False))
 
 
-def reported(history: list, larger: bool) -> dict:
+def reported(history: Sequence[dict[str, Any]], larger: bool) -> dict[str, Any]:
     """What a trial reports after the last evaluation of its ``history``."""
     return {
         TIME: history[-1]["epoch"],
@@ -166,18 +181,18 @@ def reported(history: list, larger: bool) -> dict:
     }
 
 
-def best_entry(history: list, larger: bool) -> dict:
+def best_entry(history: Sequence[dict[str, Any]], larger: bool) -> dict[str, Any]:
     """The best entry of a trial's history; of equal ones the last, as RecBole chooses."""
     sign = 1 if larger else -1
     return max(history, key=lambda entry: (sign * entry["score"], entry["epoch"]))
 
 
-def _before(history, epoch) -> int:
+def _before(history: Sequence[Mapping[str, Any]], epoch: int) -> int:
     """How many entries of ``history`` are of earlier epochs."""
     return sum(entry["epoch"] < epoch for entry in history)
 
 
-def _plain(entry) -> dict:
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of the trainer's history as ``progress.json`` holds it."""
     return {
         "epoch": entry["epoch"] + 1,
@@ -188,11 +203,11 @@ def _plain(entry) -> dict:
     }
 
 
-def _larger_is_better(job) -> bool:
+def _larger_is_better(job: Job) -> bool:
     return FOLDER.read(job.folder)["mode"] == "max"
 
 
-def _move_to(folder):
+def _move_to(folder: Path) -> None:
     """Work in ``folder``, and write what libraries print into its log."""
     os.chdir(folder)
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

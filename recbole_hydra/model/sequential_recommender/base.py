@@ -1,14 +1,28 @@
 """What causal models share, Hydra, Mamba4Rec and users' own: losses, scoring and checks around an
 encoder."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
+from torch import Tensor
 
 from recbole_hydra.errors import ConfigError, DatasetError
 from recbole_hydra.layers import kept
 from recbole_hydra.model.target_losses import TargetLosses
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
+    from recbole.data.interaction import Interaction
+    from typing_extensions import Self
+
+    from recbole_hydra.model.items import Items
+    from recbole_hydra.ops import ScoreOffsets
 
 
 class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
@@ -23,14 +37,14 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         ConfigError: an unknown ``loss_type``, or a config key that the model needs and nobody set.
     """
 
-    def __init__(self, config, dataset, trained_only=False):
+    def __init__(self, config: Config, dataset: Dataset, trained_only: bool = False) -> None:
         """``trained_only``: items that no training row has for its target take no part in the loss,
         not even as what the target is told apart from."""
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.prepare_losses(dataset, trained_only)
 
-    def setting(self, key):
+    def setting(self, key: str) -> Any:
         """Return config[key]; a key that is missing is an error, never a silent default."""
         if key not in self._config:
             name = type(self).__name__
@@ -43,9 +57,9 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
     # -- what was computed of the items goes when they, or where they are, change ----------------
 
     #: What the items are, :class:`~recbole_hydra.model.items.Items`.
-    items = None
+    items: Items = None  # type: ignore[assignment]
 
-    def _forget_items(self):
+    def _forget_items(self) -> None:
         if self.items is None:
             raise ConfigError(
                 f"{type(self).__name__}: what its items are is missing; in __init__, set "
@@ -53,22 +67,22 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
             )
         self.items.forget()
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
         self._forget_items()
         return super()._apply(fn, *args, **kwargs)
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """torch's; what was computed for an evaluation is computed anew."""
         self._forget_items()
         return super().load_state_dict(*args, **kwargs)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         """Set the mode, as torch's; what was computed for an evaluation is computed anew."""
         super().train(mode)
         self.items.set_mode(mode)
         return self
 
-    def add_items(self, texts, place: int, config) -> None:
+    def add_items(self, texts: Sequence[str], place: int, config: Config) -> None:
         """Insert rows for new items, known by their texts, before the item id ``place``; nothing is
         trained, and the model cannot be any more.
 
@@ -84,22 +98,22 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
 
     # -- the encoder -----------------------------------------------------------------------------
 
-    def states(self, item_seq):
+    def states(self, item_seq: Tensor) -> Tensor:
         """Map item ids, (batch, length), to one state per position, (batch, length, width); that at
         position t depends on the items up to t only."""
         raise NotImplementedError(f"{type(self).__name__} has no method states(item_seq)")
 
-    def encode(self, item_seq, keep=None):
+    def encode(self, item_seq: Tensor, keep: Tensor | None = None) -> Tensor:
         """The :meth:`states`; given ``keep``, those of the positions b * length + t in it,
         (positions, width)."""
         return kept(self.states(item_seq), keep)
 
     @property
-    def item_table(self):
+    def item_table(self) -> Tensor:
         """The vectors that states are compared with, (n_items, width); row 0 is padding."""
         return self.items.table
 
-    def forward(self, item_seq, item_seq_len):
+    def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """Return the state at the last item of each sequence, (batch, width).
 
         Sequences of similar length are encoded together, none padded beyond the longest of them:
@@ -109,12 +123,12 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         states = [self._states_at_end(item_seq[rows], item_seq_len[rows]) for rows in groups]
         return torch.cat(states).index_select(0, torch.cat(groups).argsort())
 
-    def _states_at_end(self, item_seq, length):
+    def _states_at_end(self, item_seq: Tensor, length: Tensor) -> Tensor:
         """:meth:`forward`, all sequences together."""
         longest = int(length.max())
         return self.encode(item_seq[:, :longest], keep=last_positions(length, longest))
 
-    def calculate_loss(self, interaction):
+    def calculate_loss(self, interaction: Interaction) -> Tensor:
         """Mean loss of a batch of RecBole's rows: histories, their targets, BPR's negatives."""
         item_seq, targets = interaction[self.ITEM_SEQ], interaction[self.POS_ITEM_ID]
         negatives = None
@@ -126,7 +140,7 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
             states = self.forward(item_seq, length)
             return self.target_loss(states, targets, (item_seq, last), negatives)
 
-    def predict(self, interaction):
+    def predict(self, interaction: Interaction) -> Tensor:
         """Score of each row's one candidate, (batch,)."""
         item = interaction[self.ITEM_ID]
         self._check_ids(self.ITEM_ID, item)
@@ -134,13 +148,13 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         scores = (states * self.item_table[item]).sum(-1)
         return scores if offsets is None else scores + offsets.of(item[:, None]).squeeze(1)
 
-    def full_sort_predict(self, interaction):
+    def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items for each row, (batch, n_items)."""
         states, offsets = self._last_states(interaction)
         scores = states @ self.item_table.T
         return scores if offsets is None else offsets.added_to(scores)
 
-    def _last_states(self, interaction):
+    def _last_states(self, interaction: Interaction) -> tuple[Tensor, ScoreOffsets | None]:
         """The state at the last item of each row, (batch, width), and what is added to the scores
         there, or None."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
@@ -154,7 +168,7 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         offsets = None if self.repeat_bias is None else self.repeat_bias(item_seq, last)
         return self.encode(item_seq, keep=last), offsets
 
-    def _check_ids(self, field, ids):
+    def _check_ids(self, field: str, ids: Tensor) -> None:
         """Refuse ids outside the item table: on a GPU they would end the process."""
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self.n_items:
@@ -168,11 +182,16 @@ class StateSpaceRecommender(CausalRecommender):
     """A :class:`CausalRecommender` with a state that goes on: what the items so far have left."""
 
     @abstractmethod
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         """What :meth:`encode` carries, before the first item: a tuple of tensors, batch first."""
 
     @abstractmethod
-    def encode(self, item_seq, state=None, keep=None):
+    def encode(  # type: ignore[override]
+        self,
+        item_seq: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Map item ids, (batch, length), to one state per position, (batch, length, width).
 
         The state at position t depends on the items up to t only. Given ``state``, what the items
@@ -182,7 +201,7 @@ class StateSpaceRecommender(CausalRecommender):
         """
 
 
-def similar_lengths(length) -> list:
+def similar_lengths(length: Tensor) -> list[Tensor]:
     """Groups of rows, each with the rows of up to 4 items, 5 to 8, 9 to 16, and so on.
 
     Args:
@@ -195,6 +214,6 @@ def similar_lengths(length) -> list:
     return [(exponent == value).nonzero().squeeze(1) for value in exponent.unique()]
 
 
-def last_positions(length, width):
+def last_positions(length: Tensor, width: int) -> Tensor:
     """b * width + t of the last item of each row b, (batch,); rows are padded to ``width``."""
     return torch.arange(len(length), device=length.device) * width + length - 1

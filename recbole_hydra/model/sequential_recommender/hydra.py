@@ -35,26 +35,26 @@ users add to that (as in collaborative topic regression, Wang and Blei 2011); on
 its text alone.
 """
 
-import torch
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.layers import (
-    Dropout,
-    FeedForward,
-    MultiHeadMamba,
-    RepeatBias,
-    RMSNorm,
-    RotaryPositions,
-    Stack,
-    StackPerDomain,
-    dropout_by_place,
-    kept,
-)
+from recbole_hydra.layers import FeedForward, RepeatBias, RMSNorm, RotaryPositions
+from recbole_hydra.layers.dropout import Dropout, dropout_by_place
+from recbole_hydra.layers.mamba import MultiHeadMamba, kept
+from recbole_hydra.layers.stack import Stack, StackPerDomain
 from recbole_hydra.model.items import ENCODERS, Items, text_items
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
 
 
 class Hydra(StateSpaceRecommender):
@@ -75,14 +75,12 @@ class Hydra(StateSpaceRecommender):
         ConfigError: a key that is missing or out of range, such as an odd ``head_dim``.
     """
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: Config, dataset: Dataset) -> None:
         has_text = "text" in str(config["item_encoder"])
         super().__init__(config, dataset, trained_only=has_text)
         d = positive_int("hidden_size", self.setting("hidden_size"))
-        std, linear_std = (
-            positive_number(key, self.setting(key))
-            for key in ("initializer_range", "linear_initializer_range")
-        )
+        keys = ("initializer_range", "linear_initializer_range")
+        std, linear_std = (positive_number(key, self.setting(key)) for key in keys)
         eps = positive_number("norm_eps", self.setting("norm_eps"))
         tied = boolean("tie_embeddings", self.setting("tie_embeddings"))
         encoder = one_of("item_encoder", self.setting("item_encoder"), ENCODERS)
@@ -92,7 +90,6 @@ class Hydra(StateSpaceRecommender):
                 f"{encoder} needs True"
             )
         dropout = dropout_by_place(self.setting("dropout_prob"), self.setting("dropout_places"))
-
         by_id = "id" in encoder
         self.item_embedding = nn.Embedding(self.n_items, d, padding_idx=0) if by_id else None
         self.item_norm = RMSNorm(d, eps)
@@ -111,32 +108,28 @@ class Hydra(StateSpaceRecommender):
                 nn.init.normal_(module.weight, std=std)
             elif isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=linear_std)
-        self.items = Items(
-            self.n_items, self.item_embedding, self.output_embedding, bool(config["show_progress"])
-        )
+        tables = self.item_embedding, self.output_embedding
+        self.items = Items(self.n_items, *tables, bool(config["show_progress"]))
         self.item_text = None
         if has_text:
             self.item_text = text_items(self.setting, config, dataset, d, std, self.loss_type)
             self.items.describe(self.item_text)
         del self._config
 
-    def _stacks(self, dataset, d, dropout, eps):
+    def _stacks(
+        self, dataset: Dataset, d: int, dropout: Mapping[str, float], eps: float
+    ) -> Stack | StackPerDomain:
         """The Hydra layers: of all users, or of each domain's."""
         num_layers = positive_int("num_layers", self.setting("num_layers"))
         keys = ("rope_base", "y_norm", "history_path", "ffn_type", "ffn_size")
         mamba = {key: self.setting(key) for key in ("d_state", "d_conv", "expand", "scan_backend")}
 
-        def stack():
+        def stack() -> Stack:
+            heads = self.setting("num_heads"), self.setting("head_dim")
+            own = {**mamba, "start": self.setting("mamba_start")}
+            others = {key: self.setting(key) for key in keys}
             return Stack(
-                HydraLayer(
-                    d,
-                    self.setting("num_heads"),
-                    self.setting("head_dim"),
-                    mamba={**mamba, "start": self.setting("mamba_start")},
-                    **{key: self.setting(key) for key in keys},
-                    dropout=dropout,
-                    eps=eps,
-                )
+                HydraLayer(d, *heads, own, **others, dropout=dropout, eps=eps)
                 for _ in range(num_layers)
             )
 
@@ -147,11 +140,13 @@ class Hydra(StateSpaceRecommender):
         start = [first for first, _ in domains.ranges()]
         return StackPerDomain([stack() for _ in start], start)
 
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         """The state before the first item; see :meth:`encode`."""
         return self.layers.initial_state(batch)
 
-    def encode(self, item_seq, state=None, keep=None):
+    def encode(  # type: ignore[override]
+        self, item_seq: Tensor, state: tuple[Tensor, ...] | None = None, keep: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Map item ids, (batch, length), to states, (batch, length, hidden_size).
 
         ``state`` is the position of the first item, (batch,), then two tensors per layer; see
@@ -164,7 +159,7 @@ class Hydra(StateSpaceRecommender):
         H = self.output_dropout(self.output_norm(H))
         return H if state is None else (H, state)
 
-    def add_items(self, texts, place, config):
+    def add_items(self, texts: Sequence[str], place: int, config: Config) -> None:
         """See the base class; the domains behind move up."""
         super().add_items(texts, place, config)
         self.layers.move_items(place, len(texts))
@@ -188,9 +183,10 @@ class HydraLayer(nn.Module):
     """
 
     def __init__(
-        self, d, num_heads, head_dim, mamba, rope_base, y_norm, history_path, ffn_type, ffn_size,
-        dropout, eps,
-    ):  # fmt: skip
+        self, d: int, num_heads: int, head_dim: int, mamba: Mapping[str, Any],
+        rope_base: float | None, y_norm: str, history_path: bool, ffn_type: str, ffn_size: int,
+        dropout: Mapping[str, float], eps: float,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.heads = (num_heads, head_dim)
         self.mamba = MultiHeadMamba(num_heads, head_dim, **mamba)  # checks both sizes
@@ -215,7 +211,10 @@ class HydraLayer(nn.Module):
         self.mamba_dropout = Dropout(dropout["mamba"])
         self.ffn_dropout = Dropout(dropout["ffn"])
 
-    def forward(self, H, position=0, state=None, keep=None):
+    def forward(
+        self, H: Tensor, position: int | Tensor = 0, state: tuple[Tensor, Tensor] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
         """(batch, length, d) to the same; position t sees positions up to t.
 
         With ``state``, that of the Mambas before position ``position``, (batch,), returns the pair
@@ -237,11 +236,14 @@ class HydraLayer(nn.Module):
         H = H + self.ffn_dropout(self.ffn(self.ffn_norm(H)))
         return H if state is None else (H, state)
 
-    def _rotate(self, Z, position, keep, length):
+    def _rotate(
+        self, Z: Tensor, position: int | Tensor, keep: Tensor | None, length: int
+    ) -> Tensor:
         """Apply RoPE to Z, (batch, length, v, d_c), or to the positions kept of it."""
+        assert self.rope is not None
         if keep is None:
             return self.rope(Z, position)
-        if isinstance(position, torch.Tensor):
+        if isinstance(position, Tensor):
             position = position.index_select(0, keep // length)
         # Every kept position is a sequence of one, with its own offset.
         return self.rope(Z.unsqueeze(1), position + keep % length).squeeze(1)

@@ -1,12 +1,20 @@
 """Mamba4Rec (Liu et al. 2024, arXiv 2403.03900)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from recbole_hydra.checks import boolean, positive_int, probability
 from recbole_hydra.layers import Dropout, Mamba, kept, per_layer
 from recbole_hydra.model.items import Items
 from recbole_hydra.model.sequential_recommender.base import StateSpaceRecommender
+
+if TYPE_CHECKING:
+    from recbole.config import Config
+    from recbole.data.dataset import Dataset
 
 
 class Mamba4Rec(StateSpaceRecommender):
@@ -31,7 +39,7 @@ class Mamba4Rec(StateSpaceRecommender):
         ConfigError: a key that is missing or out of range.
     """
 
-    def __init__(self, config, dataset):
+    def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         hidden_size = positive_int("hidden_size", self.setting("hidden_size"))
         num_layers = positive_int("num_layers", self.setting("num_layers"))
@@ -48,21 +56,27 @@ class Mamba4Rec(StateSpaceRecommender):
             for _ in range(num_layers)
         )
 
-        kept = set()
+        kept: set[nn.Module] = set()
         if keep_mamba_init:
-            kept = {m for layer in self.mamba_layers for m in layer.mamba.modules()}
+            kept = {m for layer in self.mamba_layers for m in cast(Mamba, layer.mamba).modules()}
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)) and module not in kept:
                 nn.init.normal_(module.weight, std=0.02)
                 if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)
+                    nn.init.zeros_(cast(Tensor, module.bias))
         del self._config
 
-    def initial_state(self, batch):
+    def initial_state(self, batch: int) -> tuple[Tensor, ...]:
         """The state before the first item; see :meth:`encode`."""
-        return tuple(part for x in self.mamba_layers for part in x.mamba.initial_state(batch))
+        mambas = [cast(Mamba, layer.mamba) for layer in self.mamba_layers]
+        return tuple(part for mamba in mambas for part in mamba.initial_state(batch))
 
-    def encode(self, item_seq, state=None, keep=None):
+    def encode(  # type: ignore[override]
+        self,
+        item_seq: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, ...]]:
         """Map item ids, (batch, length), to states, (batch, length, hidden_size).
 
         ``state`` is two tensors per layer; see :meth:`recbole_hydra.layers.Mamba.forward`. With it,
@@ -75,7 +89,7 @@ class Mamba4Rec(StateSpaceRecommender):
             for i, layer in enumerate(self.mamba_layers):
                 H = layer(H, keep=keep if i == last else None)
             return H
-        after = []
+        after: list[Tensor] = []
         for i, mamba_state in enumerate(per_layer(state)):
             H, mamba_state = self.mamba_layers[i](H, mamba_state, keep if i == last else None)
             after += mamba_state
@@ -85,7 +99,7 @@ class Mamba4Rec(StateSpaceRecommender):
 class MambaLayer(nn.Module):
     """A Mamba block and a feed-forward network, each followed by LayerNorm."""
 
-    def __init__(self, hidden_size, dropout, residual, **mamba):
+    def __init__(self, hidden_size: int, dropout: float, residual: bool, **mamba: Any) -> None:
         super().__init__()
         self.residual = residual
         self.mamba = Mamba(hidden_size, **mamba)
@@ -93,7 +107,12 @@ class MambaLayer(nn.Module):
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.ffn = FeedForward(hidden_size, 4 * hidden_size, dropout)
 
-    def forward(self, H, state=None, keep=None):
+    def forward(
+        self,
+        H: Tensor,
+        state: tuple[Tensor, Tensor] | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]]:
         """(batch, length, hidden_size) to the same; with ``state``, (output, state after it);
         ``keep`` restricts the output to some positions."""
         out = self.mamba(H, state, keep)
@@ -107,14 +126,14 @@ class MambaLayer(nn.Module):
 class FeedForward(nn.Module):
     """Position-wise feed-forward network with GELU, residual and LayerNorm."""
 
-    def __init__(self, hidden_size, inner_size, dropout):
+    def __init__(self, hidden_size: int, inner_size: int, dropout: float) -> None:
         super().__init__()
         self.w_1 = nn.Linear(hidden_size, inner_size)
         self.w_2 = nn.Linear(inner_size, hidden_size)
         self.dropout = Dropout(dropout)
         self.LayerNorm = nn.LayerNorm(hidden_size, eps=1e-12)
 
-    def forward(self, H):
+    def forward(self, H: Tensor) -> Tensor:
         """(batch, length, hidden_size) to the same."""
         out = self.dropout(self.w_2(self.dropout(F.gelu(self.w_1(H)))))
         return self.LayerNorm(out + H)

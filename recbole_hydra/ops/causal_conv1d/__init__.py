@@ -1,7 +1,11 @@
 """Causal depthwise convolution: the short filter in front of Mamba's scan."""
 
+from collections.abc import Callable
+from typing import Literal, overload
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import triton_support
@@ -15,15 +19,26 @@ __all__ = ["BACKENDS", "causal_conv1d"]
 BACKENDS = ("causal_conv1d", "numba", "triton", "torch", "naive")
 
 
+@overload
 def causal_conv1d(
-    x,
-    weight,
-    bias=None,
-    initial_state=None,
-    return_final_state=False,
-    activation=None,
-    backend="auto",
-):
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None,
+    return_final_state: Literal[False] = False, activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
+@overload
+def causal_conv1d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None,
+    *, return_final_state: Literal[True], activation: str | None = None, backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """Depthwise convolution over time whose output t sees x up to t.
 
     ::
@@ -65,6 +80,7 @@ def causal_conv1d(
 
     if backend == "causal_conv1d":
         return cuda_package.causal_conv1d_cuda(x, weight, bias, activation)
+    conv: Callable[..., tuple[Tensor, Tensor]]
     if backend in ("numba", "triton"):
         # Imported here: each takes a second to load, which a run on the other need not spend.
         if backend == "numba":
@@ -84,7 +100,7 @@ def causal_conv1d(
     return y, final_state.clone(memory_format=torch.contiguous_format)
 
 
-def _objection(name, x, weight, with_states):
+def _objection(name: str, x: Tensor, weight: Tensor, with_states: bool) -> str | None:
     """Say why backend ``name`` cannot take this call, or return None."""
     if name == "causal_conv1d":
         return _cuda_objection(x, weight, with_states)
@@ -101,7 +117,7 @@ def _objection(name, x, weight, with_states):
     return None
 
 
-def _cuda_objection(x, weight, with_states):
+def _cuda_objection(x: Tensor, weight: Tensor, with_states: bool) -> str | None:
     """Say why the CUDA kernel cannot take this call, or return None."""
     if x.device.type != "cuda":
         return f"it runs on CUDA only, the input is on {x.device}; use torch or naive"
@@ -118,7 +134,10 @@ def _cuda_objection(x, weight, with_states):
     return None
 
 
-def _check(x, weight, bias, initial_state, activation):
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None,
+    activation: str | None,
+) -> None:  # fmt: skip
     """Raise BackendError naming the first argument that does not fit."""
     if activation not in (None, "silu", "swish"):
         raise BackendError(f"causal_conv1d: activation must be None or 'silu', got {activation!r}")
@@ -132,7 +151,7 @@ def _check(x, weight, bias, initial_state, activation):
             f"causal_conv1d: weight must be (channels={channels}, width >= 1), "
             f"got {tuple(weight.shape)}"
         )
-    expected = {
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "bias": (bias, (channels,)),
         "initial_state": (initial_state, (batch, channels, weight.shape[1] - 1)),
     }

@@ -2,8 +2,10 @@
 
 from functools import lru_cache
 from importlib import import_module
+from typing import Any
 
 import torch
+from torch import Tensor
 
 INSTALL_HINT = (
     "install it on a machine with CUDA: pip install --no-build-isolation 'recbole-hydra[cuda]'"
@@ -11,7 +13,7 @@ INSTALL_HINT = (
 
 
 @lru_cache(maxsize=1)
-def load_kernel():
+def load_kernel() -> tuple[Any, str | None]:
     """Return ``(causal_conv1d_fn, None)`` of causal-conv1d, or ``(None, why not)``."""
     try:
         import_module("causal_conv1d_cuda")
@@ -26,7 +28,9 @@ def why_not_importable() -> str | None:
     return load_kernel()[1]
 
 
-def causal_conv1d_cuda(x, weight, bias=None, activation=None):
+def causal_conv1d_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
+) -> Tensor:
     """Call the kernel, activation included. CUDA tensors; the state starts at zero; returns y."""
     kernel, _ = load_kernel()
     # It wants the bias as the weight is, and dense.

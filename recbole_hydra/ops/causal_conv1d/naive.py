@@ -1,9 +1,12 @@
 """The causal depthwise convolution as a sum of shifted inputs."""
 
 import torch
+from torch import Tensor
 
 
-def causal_conv1d_naive(x, weight, bias=None, initial_state=None):
+def causal_conv1d_naive(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Depthwise convolution whose output t sees x up to t; the specification of every backend.
 
     ::
@@ -22,7 +25,9 @@ def causal_conv1d_naive(x, weight, bias=None, initial_state=None):
     if initial_state is None:
         initial_state = x.new_zeros(batch, channels, width - 1)
     padded = torch.cat([initial_state.transpose(1, 2), x], dim=1)  # (batch, width-1+length, ch)
-    y = sum(weight[:, k] * padded[:, k : k + length] for k in range(width))
+    y: Tensor = sum(  # type: ignore[assignment]  # there is a first one
+        weight[:, k] * padded[:, k : k + length] for k in range(width)
+    )
     if bias is not None:
         y = y + bias
     return y, padded[:, length:].transpose(1, 2)

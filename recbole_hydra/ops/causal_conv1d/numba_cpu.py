@@ -5,9 +5,13 @@ takes as long as the scan's. Here sixteen neighbouring channels are one vector
 (:mod:`recbole_hydra.ops.simd`), and the inputs of an output are read where they lie.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numba import njit, prange
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_hydra.ops.numba_support import compiled, use_torch_threads
@@ -18,7 +22,9 @@ from recbole_hydra.ops.simd import LANES, fma, load, sigmoid, store
 
 
 @njit(inline="always")
-def _before_silu(x, at, c, channels, width, weight, bias):
+def _before_silu(
+    x: np.ndarray, at: int, c: int, channels: int, width: int, weight: np.ndarray, bias: np.ndarray
+) -> Any:
     """bias + sum_k weight_k x_(t + k); ``at`` is the offset of x_t at channel ``c``."""
     s = load(bias, c)
     for k in range(width):
@@ -27,7 +33,9 @@ def _before_silu(x, at, c, channels, width, weight, bias):
 
 
 @compiled
-def _forward(sizes, x, weight, bias, y):
+def _forward(
+    sizes: tuple[int, ...], x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray
+) -> None:
     batch, _, channels, _, _, block = sizes
     for task in prange(batch * (channels // block)):
         b, begin = task // (channels // block), task % (channels // block) * block
@@ -35,7 +43,10 @@ def _forward(sizes, x, weight, bias, y):
 
 
 @njit
-def _forward_task(b, begin, sizes, x, weight, bias, y):
+def _forward_task(
+    b: int, begin: int, sizes: tuple[int, ...], x: np.ndarray, weight: np.ndarray,
+    bias: np.ndarray, y: np.ndarray,
+) -> None:  # fmt: skip
     _, length, channels, width, silu, block = sizes
     for t in range(length):
         row = (b * (length + width - 1) + t) * channels
@@ -47,7 +58,10 @@ def _forward_task(b, begin, sizes, x, weight, bias, y):
 
 
 @compiled
-def _backward(sizes, x, weight, bias, gy, gx, gweight, gbias):
+def _backward(
+    sizes: tuple[int, ...], x: np.ndarray, weight: np.ndarray, bias: np.ndarray, gy: np.ndarray,
+    gx: np.ndarray, gweight: np.ndarray, gbias: np.ndarray,
+) -> None:  # fmt: skip
     batch, _, channels, _, _, block = sizes
     for task in prange(batch * (channels // block)):
         b, begin = task // (channels // block), task % (channels // block) * block
@@ -55,7 +69,10 @@ def _backward(sizes, x, weight, bias, gy, gx, gweight, gbias):
 
 
 @njit
-def _backward_task(b, begin, sizes, x, weight, bias, gy, gx, gweight, gbias):
+def _backward_task(
+    b: int, begin: int, sizes: tuple[int, ...], x: np.ndarray, weight: np.ndarray,
+    bias: np.ndarray, gy: np.ndarray, gx: np.ndarray, gweight: np.ndarray, gbias: np.ndarray,
+) -> None:  # fmt: skip
     """Add to gx, (batch, ...), gweight, (batch, width, channels), and gbias, (batch, channels)."""
     _, length, channels, width, silu, block = sizes
     for t in range(length):
@@ -74,7 +91,7 @@ def _backward_task(b, begin, sizes, x, weight, bias, gy, gx, gweight, gbias):
                 store(gweight, w, fma(g, load(x, at), load(gweight, w)))
 
 
-def _channels_of_task(batch, channels, threads) -> int:
+def _channels_of_task(batch: int, channels: int, threads: int) -> int:
     """All channels of a batch row; where the rows are too few for the threads, part of them."""
     vectors = channels // LANES
     for parts in range(1, vectors + 1):
@@ -85,7 +102,7 @@ def _channels_of_task(batch, channels, threads) -> int:
 
 class _CausalConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, silu):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, silu: bool) -> Tensor:
         batch, rows, channels = x.shape
         width = len(weight)
         x, weight, bias = (tensor.detach().contiguous() for tensor in (x, weight, bias))
@@ -99,7 +116,7 @@ class _CausalConv(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gy):
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, bias = ctx.saved_tensors
         gx = torch.zeros_like(x)
         gweight = x.new_zeros(len(x), *weight.shape)
@@ -109,11 +126,14 @@ class _CausalConv(torch.autograd.Function):
         return gx, gweight.sum(0), gbias.sum(0), None
 
 
-def _flat(*tensors):
+def _flat(*tensors: Tensor) -> list[np.ndarray]:
     return [x.view(-1).numpy() for x in tensors]
 
 
-def causal_conv1d_numba(x, weight, bias=None, initial_state=None, silu=False):
+def causal_conv1d_numba(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None,
+    silu: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """:func:`.naive.causal_conv1d_naive` and, with ``silu``, SiLU behind it; float32 on the CPU.
 
     ``bias`` and ``initial_state`` may be of another dtype. Differentiable once in every input.

@@ -2,9 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 
-def causal_conv1d_torch(x, weight, bias=None, initial_state=None):
+def causal_conv1d_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The convolution of :func:`.naive.causal_conv1d_naive`; same arguments and results."""
     length, width = x.shape[1], weight.shape[1]
     x = x.transpose(1, 2)  # (batch, channels, length), as torch's convolutions want it

@@ -4,9 +4,13 @@ A tile is (steps, channels) of one batch row. The gradient of the input is a cau
 too, of a sequence that runs backwards in time, so that the forward kernel computes it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from recbole_hydra.ops.triton_support import dense
 
@@ -94,7 +98,9 @@ def _backward(
     tl.store(gbias + row * channels + c, sum_bias, inside)
 
 
-def _options(weight, bias, state, silu) -> dict:
+def _options(
+    weight: Tensor, bias: Tensor | None, state: Tensor | None, silu: bool
+) -> dict[str, Any]:
     return {
         "W": weight.shape[1], "HAS_BIAS": bias is not None, "HAS_STATE": state is not None,
         "SILU": silu, "STEPS": STEPS, "BLOCK": BLOCK,
@@ -103,9 +109,8 @@ def _options(weight, bias, state, silu) -> dict:
 
 @torch.library.custom_op("recbole_hydra::causal_conv1d", mutates_args=())
 def _conv(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-    initial_state: torch.Tensor | None, silu: bool,
-) -> torch.Tensor:  # fmt: skip
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
+) -> Tensor:
     x, weight, bias = dense(x), weight.contiguous(), dense(bias)
     state = None if initial_state is None else initial_state.contiguous()
     batch, length, channels = x.shape
@@ -120,15 +125,17 @@ def _conv(
 
 
 @_conv.register_fake
-def _(x, weight, bias, initial_state, silu):
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, silu: bool
+) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 @torch.library.custom_op("recbole_hydra::causal_conv1d_backward", mutates_args=())
 def _conv_backward(
-    gy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-    initial_state: torch.Tensor | None, silu: bool,
-) -> list[torch.Tensor]:  # fmt: skip
+    gy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None,
+    silu: bool,
+) -> list[Tensor]:  # fmt: skip
     """Returns the gradients of the inputs, the initial state first (zeros before x, where there is
     none) and x; then weight and bias, a bias of zero where there is none."""
     x, weight, bias = dense(x), weight.contiguous(), dense(bias)
@@ -161,22 +168,27 @@ def _conv_backward(
 
 
 @_conv_backward.register_fake
-def _(gy, x, weight, bias, initial_state, silu):
+def _(
+    gy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None,
+    silu: bool,
+) -> list[Tensor]:  # fmt: skip
     batch, _, channels = x.shape
 
-    def empty(shape, dtype=torch.float32):
+    def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=x.device)
 
     state = empty((batch, channels, weight.shape[1] - 1))
     return [state, empty(x.shape, x.dtype), empty(weight.shape, weight.dtype), empty((channels,))]
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.silu = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, gy):
+def _differentiate(
+    ctx: Any, gy: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, None]:
     x, weight, bias, state = ctx.saved_tensors
     gstate, gx, gweight, gbias = _conv_backward(gy, x, weight, bias, state, ctx.silu)
     gbias = None if bias is None else gbias.to(bias.dtype)
@@ -187,7 +199,10 @@ def _differentiate(ctx, gy):
 _conv.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def causal_conv1d_triton(x, weight, bias=None, initial_state=None, silu=False):
+def causal_conv1d_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, initial_state: Tensor | None = None,
+    silu: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """:func:`.naive.causal_conv1d_naive` and, with ``silu``, SiLU behind it; computed in float32.
 
     Differentiable once in every input. Returns ``(y, final_state)``, y in the dtype of x.

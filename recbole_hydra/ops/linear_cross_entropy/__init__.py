@@ -1,9 +1,13 @@
 """Cross-entropy over a large catalogue without the logits of the whole batch."""
 
+from typing import Literal, overload
+
 import torch
+from torch import Tensor
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import triton_support
+from recbole_hydra.ops.item_lists import ItemLists
 from recbole_hydra.ops.linear_cross_entropy.blocked import linear_cross_entropy_blocked
 from recbole_hydra.ops.linear_cross_entropy.naive import linear_cross_entropy_naive
 
@@ -13,7 +17,24 @@ __all__ = ["BACKENDS", "linear_cross_entropy"]
 BACKENDS = ("numba", "triton", "blocked", "naive")
 
 
-def linear_cross_entropy(hidden, weight, target, as_one=None, return_log_sum=False, backend="auto"):
+@overload
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None = None,
+    return_log_sum: Literal[False] = False, backend: str = "auto",
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None = None,
+    *, return_log_sum: Literal[True], backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    as_one: ItemLists | None = None,
+    return_log_sum: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
     """Mean cross-entropy of the scores ``hidden @ weight.T`` against ``target``.
 
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
@@ -87,7 +108,7 @@ def linear_cross_entropy(hidden, weight, target, as_one=None, return_log_sum=Fal
     return (loss, log_sum) if return_log_sum else loss
 
 
-def _check_lists(lists, n, n_items):
+def _check_lists(lists: ItemLists, n: int, n_items: int) -> None:
     """Refuse what is not a list for every row of scores, of items of the catalogue."""
     items, begin, count = lists
     if items.dim() != 1 or begin.shape != (n,) or count.shape != (n,):
@@ -111,7 +132,7 @@ def _check_lists(lists, n, n_items):
         )
 
 
-def _objection(name, hidden, weight):
+def _objection(name: str, hidden: Tensor, weight: Tensor) -> str | None:
     """One line about why backend ``name`` does not fit the call, or None."""
     if name == "numba":
         return _objection_to_numba(hidden, weight)
@@ -123,7 +144,7 @@ def _objection(name, hidden, weight):
     return None
 
 
-def _objection_to_numba(hidden, weight):
+def _objection_to_numba(hidden: Tensor, weight: Tensor) -> str | None:
     """One line about why numba does not fit the call, or None."""
     if hidden.device.type != "cpu":
         return f"it runs on the CPU only, hidden is on {hidden.device}; use blocked"

@@ -14,8 +14,14 @@ backward pass scales the gradients that the forward pass left. A block is kept i
 first and the last product, whose long side is the catalogue, run faster so.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from recbole_hydra.ops.item_lists import ItemLists
 
 #: Scores of a block on the CPU: as many as stay in the cache (3 MB as float32) ...
 CACHED = 3 * 2**18
@@ -34,7 +40,11 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The loss of :func:`loss_and_gradients`; the gradients are left by the forward pass."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, target, as_one, dtype, products, wants_grad):
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None,
+        dtype: torch.dtype, products: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]],
+        wants_grad: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         loss, log_sum, *gradients = loss_and_gradients(
             hidden.detach(), weight.detach(), target, as_one, dtype, products, wants_grad
         )
@@ -46,12 +56,15 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grads = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         return *((g * grad).to(dtype) for g, dtype in grads), None, None, None, None, None
 
 
-def loss_and_gradients(hidden, weight, target, as_one, dtype, products, wants_grad):
+def loss_and_gradients(
+    hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None, dtype: torch.dtype,
+    products: Callable[..., tuple[Tensor, Tensor | None, Tensor | None]], wants_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
     """Return the loss, log sum exp(S), and the gradients of ``hidden`` and ``weight``.
 
     Args:
@@ -73,13 +86,13 @@ def loss_and_gradients(hidden, weight, target, as_one, dtype, products, wants_gr
         is_in = as_one.holds(target[:, None]).squeeze(1)
         loss = loss + (as_one.less.to(loss.dtype) * is_in).sum()
     loss = loss / n
-    if wants_grad:
+    if grad_h is not None and grad_W is not None:
         grad_h.sub_(target_rows).div_(n)
         grad_W.index_add_(0, target, h, alpha=-1).div_(n)
     return loss, log_sum, grad_h, grad_W
 
 
-def _scores(h, rows, dtype):
+def _scores(h: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """The scores of the targets, rounded as those in the softmax are: where it has all of its mass
     on the target, the loss would come out negative otherwise."""
     if dtype == h.dtype:
@@ -87,7 +100,9 @@ def _scores(h, rows, dtype):
     return (h * rows).sum(1).to(dtype).to(h.dtype)
 
 
-def softmax_products(h, W, wants_grad=True, as_one=None):
+def softmax_products(
+    h: Tensor, W: Tensor, wants_grad: bool = True, as_one: ItemLists | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return log sum exp(S), p W and p^T h, with S = h W^T - less and p = softmax(S), one block at
     a time.
 
@@ -112,12 +127,12 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
         block = slice(start, start + rows)
         hb = h[block]
         logits = torch.mm(W, hb.T, out=buffer if len(hb) == rows else None)
-        if as_one is not None:
+        if as_one is not None and less is not None:
             row, item = as_one.places(start, start + rows)
             minus = less[block].neg().to(logits.dtype)[row]
             logits.index_put_((item, row), minus, accumulate=True)
         e, log_sums[block], scale = _exponentials(logits, sums, shifted)
-        if wants_grad:
+        if p_W is not None and p_h is not None:
             # p = e * scale: the scale goes to the small factors of the products.
             scale = scale.unsqueeze(1)
             torch.mul(torch.mm(e.T, W), scale, out=p_W[block])
@@ -128,12 +143,12 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     return log_sums, p_W, p_h
 
 
-def sum_dtype(dtype):
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """float16 and bfloat16 enter the products; sums, softmax and gradients are float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def rows_of_block(n, n_items, device):
+def rows_of_block(n: int, n_items: int, device: torch.device) -> int:
     """Rows whose logits exist at once."""
     if device.type == "cpu":
         rows = max(CACHED // n_items, min(n // 20, MOST // n_items), 32)
@@ -143,7 +158,7 @@ def rows_of_block(n, n_items, device):
     return min(rows, n)
 
 
-def _largest_logit(h, W) -> float:
+def _largest_logit(h: Tensor, W: Tensor) -> float:
     """An upper bound of |h W^T| by Cauchy and Schwarz; infinite on a GPU, which it would stall."""
     if h.device.type != "cpu":
         return torch.inf
@@ -151,7 +166,9 @@ def _largest_logit(h, W) -> float:
     return bound if bound == bound else torch.inf
 
 
-def _exponentials(logits, sums, shifted):
+def _exponentials(
+    logits: Tensor, sums: torch.dtype, shifted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return e, log_sum and scale with softmax = e * scale, log_sum = log sum exp(logits), over the
     items, dimension 0. Overwrites ``logits`` where it has the dtype of the sums."""
     if not shifted:
@@ -164,7 +181,7 @@ def _exponentials(logits, sums, shifted):
     return (logits.to(sums) - log_sum).exp_().to(logits.dtype), log_sum, torch.ones_like(log_sum)
 
 
-def products_dtype(hidden, weight):
+def products_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """The dtype of the products: autocast's where it is on."""
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
@@ -173,13 +190,15 @@ def products_dtype(hidden, weight):
     return dtype
 
 
-def gradients_wanted(hidden, weight) -> bool:
+def gradients_wanted(hidden: Tensor, weight: Tensor) -> bool:
     """Whether a call's gradients may be asked for. To be asked before an autograd function is
     entered: inside, parameters want gradients under ``no_grad``, too."""
     return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
 
 
-def linear_cross_entropy_blocked(hidden, weight, target, as_one=None):
+def linear_cross_entropy_blocked(
+    hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None = None
+) -> tuple[Tensor, Tensor]:
     """What :func:`.naive.linear_cross_entropy_naive` returns, on any device, in any dtype.
 
     Differentiable once in ``hidden`` and ``weight``. Under autocast the products run in its dtype.

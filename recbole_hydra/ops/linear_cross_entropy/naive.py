@@ -2,9 +2,14 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
+from recbole_hydra.ops.item_lists import ItemLists
 
 
-def linear_cross_entropy_naive(hidden, weight, target, as_one=None):
+def linear_cross_entropy_naive(
+    hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean of -log softmax(S)[target], and log sum exp(S), (n,), the latter without a gradient.
 
     S = hidden weight^T, with log h less for the h items of a row's list in ``as_one``. Holds all

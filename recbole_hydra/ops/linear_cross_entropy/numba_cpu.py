@@ -10,10 +10,14 @@ a large catalogue, they share out the items in the first loop, too.
 All three products are one tile, six rows by sixteen columns, held in registers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numba import njit, prange
+from torch import Tensor
 
+from recbole_hydra.ops.item_lists import ItemLists
 from recbole_hydra.ops.linear_cross_entropy import blocked
 from recbole_hydra.ops.numba_support import compiled, use_torch_threads
 from recbole_hydra.ops.simd import LANES, LOG2E, exp2, fma, load, load_in_all, store
@@ -36,7 +40,10 @@ _NO_LISTS = (torch.empty(0, dtype=torch.int64),) * 3
 
 
 @njit(inline="always")
-def _add_product(A, a, a_row, a_column, B, b, b_row, inner, out, o, o_row, rows, columns):
+def _add_product(
+    A: np.ndarray, a: int, a_row: int, a_column: int, B: np.ndarray, b: int, b_row: int,
+    inner: int, out: np.ndarray, o: int, o_row: int, rows: int, columns: int,
+) -> None:  # fmt: skip
     """out[m, l] += sum_k A[m, k] B[k, l] on flat arrays, l in steps of sixteen.
 
     ``a``, ``b`` and ``o`` are where the matrices begin, ``*_row`` and ``a_column`` their strides.
@@ -70,7 +77,9 @@ def _add_product(A, a, a_row, a_column, B, b, b_row, inner, out, o, o_row, rows,
 
 
 @njit(inline="always")
-def _exponentials(e, start, shift, sums, items, rows):
+def _exponentials(
+    e: np.ndarray, start: int, shift: np.ndarray, sums: np.ndarray, items: int, rows: int
+) -> None:
     """e[j, i] = 2^(e[j, i] - shift[i]), and sums[i] += their sum over the items j."""
     for i in range(0, rows, LANES):
         minus, total = -load(shift, i), load(sums, i)
@@ -82,13 +91,16 @@ def _exponentials(e, start, shift, sums, items, rows):
 
 
 @njit(inline="always")
-def _ends_run(i, last, begin, count):
+def _ends_run(i: int, last: int, begin: np.ndarray, count: np.ndarray) -> bool:
     """Whether row i is the last of a run of rows whose lists begin together and do not shrink."""
     return i == last or begin[i + 1] != begin[i] or count[i + 1] < count[i]
 
 
 @njit
-def _runs_by_item(start, stop, items, begin, count, first, last, place, first_row, last_row):
+def _runs_by_item(
+    start: int, stop: int, items: np.ndarray, begin: np.ndarray, count: np.ndarray, first: int,
+    last: int, place: np.ndarray, first_row: np.ndarray, last_row: np.ndarray,
+) -> None:  # fmt: skip
     """Where the lists of rows ``start`` to ``stop`` have the items ``first`` to ``last``, sorted by
     item by counting.
 
@@ -118,7 +130,7 @@ def _runs_by_item(start, stop, items, begin, count, first, last, place, first_ro
 
 
 @njit
-def _elements(start, stop, begin, count):
+def _elements(start: int, stop: int, begin: np.ndarray, count: np.ndarray) -> int:
     """Elements of the lists of some rows, once for each run."""
     elements = 0
     for i in range(start, stop):
@@ -128,8 +140,11 @@ def _elements(start, stop, begin, count):
 
 
 @njit
-def _block(start, stop, rows, first, last, h, W, shift, items, begin, count, less,
-           sums, products, e, origin):  # fmt: skip
+def _block(
+    start: int, stop: int, rows: int, first: int, last: int, h: np.ndarray, W: np.ndarray,
+    shift: np.ndarray, items: np.ndarray, begin: np.ndarray, count: np.ndarray, less: np.ndarray,
+    sums: np.ndarray, products: np.ndarray, e: np.ndarray, origin: int,
+) -> None:  # fmt: skip
     """Sums and p W, both not yet divided by the sums, of rows ``start`` to ``stop`` over the items
     ``first`` to ``last``.
 
@@ -167,7 +182,10 @@ def _block(start, stop, rows, first, last, h, W, shift, items, begin, count, les
 
 
 @njit
-def _finish(start, stop, rows, h, block_sums, products, sums, p_W, scaled, at):
+def _finish(
+    start: int, stop: int, rows: int, h: np.ndarray, block_sums: np.ndarray, products: np.ndarray,
+    sums: np.ndarray, p_W: np.ndarray, scaled: np.ndarray, at: int,
+) -> None:  # fmt: skip
     """Divide what :func:`_block` left by the sums; ``scaled[at:]`` becomes h over the sums, with
     zeros in the rows that fill the last vector."""
     width = h.shape[1]
@@ -180,7 +198,11 @@ def _finish(start, stop, rows, h, block_sums, products, sums, p_W, scaled, at):
 
 
 @compiled
-def _sweep(h, W, shift, items, begin, count, less, most, owners, threads, sums, p_W, p_h, e):
+def _sweep(
+    h: np.ndarray, W: np.ndarray, shift: np.ndarray, items: np.ndarray, begin: np.ndarray,
+    count: np.ndarray, less: np.ndarray, most: int, owners: int, threads: int, sums: np.ndarray,
+    p_W: np.ndarray, p_h: np.ndarray, e: np.ndarray,
+) -> None:  # fmt: skip
     """Sweeps of ``most`` rows; ``shift`` and ``less`` in powers of 2.
 
     ``owners`` is the number of tasks that the first loop shares the rows out to: ``threads``, or 1,
@@ -224,7 +246,7 @@ def _sweep(h, W, shift, items, begin, count, less, most, owners, threads, sums, 
                              rows, p_h, first * width, width, last - first, width)  # fmt: skip
 
 
-def _rows_of_sweep(n, n_items, threads):
+def _rows_of_sweep(n: int, n_items: int, threads: int) -> tuple[int, int]:
     """Rows of a sweep, a multiple of LANES, and how many tasks share them out."""
     smallest = LANES * threads
     if (most := SCORES // n_items // smallest * smallest) > 0:
@@ -234,7 +256,9 @@ def _rows_of_sweep(n, n_items, threads):
     return -(-n // (blocks * LANES)) * LANES, 1
 
 
-def softmax_products(h, W, wants_grad=True, as_one=None):
+def softmax_products(
+    h: Tensor, W: Tensor, wants_grad: bool = True, as_one: ItemLists | None = None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What :func:`.blocked.softmax_products` returns, for float32 and widths of a multiple of 16.
 
     That one is called where a row's scores lie so far below their bound |h| max |W| (by some 120)
@@ -248,6 +272,7 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     sums, p_W, p_h = h.new_empty(n), h.new_empty(n, width), W.new_zeros(n_items, width)
     e = h.new_empty(n_items * most)
     inputs = h.contiguous(), W.contiguous().view(-1), shift * float(LOG2E)
+    lists: Sequence[Tensor]
     lists, less = _NO_LISTS, h.new_empty(0)
     if as_one is not None:
         lists, less = [part.contiguous() for part in as_one], as_one.less * float(LOG2E)
@@ -261,7 +286,9 @@ def softmax_products(h, W, wants_grad=True, as_one=None):
     return sums.log_().add_(shift), p_W, p_h
 
 
-def linear_cross_entropy_numba(hidden, weight, target, as_one=None):
+def linear_cross_entropy_numba(
+    hidden: Tensor, weight: Tensor, target: Tensor, as_one: ItemLists | None = None
+) -> tuple[Tensor, Tensor]:
     """What :func:`.naive.linear_cross_entropy_naive` returns, for float32 on the CPU."""
     wants_grad = blocked.gradients_wanted(hidden, weight)
     return blocked.LinearCrossEntropy.apply(

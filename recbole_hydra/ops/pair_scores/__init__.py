@@ -1,6 +1,7 @@
 """Single scores of a (rows, items) matrix that is never held whole."""
 
 import torch
+from torch import Tensor
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops.pair_scores.naive import pair_scores_naive
@@ -11,7 +12,9 @@ __all__ = ["BACKENDS", "pair_scores"]
 BACKENDS = ("numba", "naive")
 
 
-def pair_scores(states, table, rows, items, backend="auto"):
+def pair_scores(
+    states: Tensor, table: Tensor, rows: Tensor, items: Tensor, backend: str = "auto"
+) -> Tensor:
     """Return the scores <states[rows[k]], table[items[k]]>, (k,), which no gradient goes through.
 
     "naive" gathers both vectors of every pair, and so writes and reads (k, width) numbers three
@@ -53,7 +56,7 @@ def pair_scores(states, table, rows, items, backend="auto"):
     return pair_scores_numba(states, table, rows, items)
 
 
-def _objection_to_numba(states, table):
+def _objection_to_numba(states: Tensor, table: Tensor) -> str | None:
     """One line about why numba does not fit the call, or None."""
     if states.device.type != "cpu":
         return f"it runs on the CPU only, states are on {states.device}"

@@ -2,6 +2,7 @@
 
 import numpy as np
 from numba import njit, prange
+from torch import Tensor
 
 from recbole_hydra.ops.numba_support import compiled, use_torch_threads
 from recbole_hydra.ops.simd import LANES, fma, load, store_channel_sums, zero
@@ -11,7 +12,10 @@ PARTS = 32
 
 
 @njit
-def _part(first, last, width, states, table, rows, items, scores):
+def _part(
+    first: int, last: int, width: int, states: np.ndarray, table: np.ndarray, rows: np.ndarray,
+    items: np.ndarray, scores: np.ndarray,
+) -> None:  # fmt: skip
     spare = np.empty(2, np.float32)
     for k in range(first, last):
         of_state, of_item, product = rows[k] * width, items[k] * width, zero()
@@ -22,14 +26,17 @@ def _part(first, last, width, states, table, rows, items, scores):
 
 
 @compiled
-def _all(width, states, table, rows, items, scores):
+def _all(
+    width: int, states: np.ndarray, table: np.ndarray, rows: np.ndarray, items: np.ndarray,
+    scores: np.ndarray,
+) -> None:  # fmt: skip
     pairs = len(scores)
     for part in prange(PARTS):
         first, last = pairs * part // PARTS, pairs * (part + 1) // PARTS
         _part(first, last, width, states, table, rows, items, scores)
 
 
-def pair_scores_numba(states, table, rows, items):
+def pair_scores_numba(states: Tensor, table: Tensor, rows: Tensor, items: Tensor) -> Tensor:
     """What :func:`.naive.pair_scores_naive` returns, for float32 and widths of a multiple of 16."""
     scores = states.new_empty(len(rows))
     for index, whose in ((rows, states), (items, table)):  # the loop reads whatever they say

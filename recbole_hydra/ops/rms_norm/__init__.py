@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops.rms_norm.naive import rms_norm_naive
@@ -12,7 +13,7 @@ __all__ = ["BACKENDS", "rms_norm"]
 BACKENDS = ("numba", "torch", "naive")
 
 
-def rms_norm(x, weight, eps, backend="auto"):
+def rms_norm(x: Tensor, weight: Tensor, eps: float, backend: str = "auto") -> Tensor:
     """Divide the vectors of ``x`` by their root mean square, and multiply by ``weight``.
 
     On a CPU torch computes the norm, with its derivative, in some twenty passes over the data, each
@@ -52,7 +53,7 @@ def rms_norm(x, weight, eps, backend="auto"):
     return rms_norm_numba(x, weight, eps)
 
 
-def _objection_to_numba(x, weight):
+def _objection_to_numba(x: Tensor, weight: Tensor) -> str | None:
     """One line about why numba does not fit the call, or None."""
     if x.device.type != "cpu":
         return f"it runs on the CPU only, x is on {x.device}"

@@ -7,10 +7,12 @@
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from numba import njit, prange
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_hydra.ops.numba_support import compiled, serially_compiled, use_torch_threads
@@ -24,14 +26,17 @@ PARTS = 32
 
 
 @njit(inline="always")
-def _sum(x, spare):
+def _sum(x: Any, spare: np.ndarray) -> float:
     """The sum of the lanes of ``x``; ``spare`` is two numbers."""
     store_channel_sums(spare, 0, x)
     return spare[0] + spare[1]
 
 
 @serially_compiled
-def _forward_rows(first, last, x, weight, eps, y, scale):
+def _forward_rows(
+    first: int, last: int, x: np.ndarray, weight: np.ndarray, eps: float, y: np.ndarray,
+    scale: np.ndarray,
+) -> None:  # fmt: skip
     width = len(weight)
     spare, factor = np.empty(2, np.float32), np.empty(1, np.float32)
     for row in range(first, last):
@@ -47,7 +52,10 @@ def _forward_rows(first, last, x, weight, eps, y, scale):
 
 
 @serially_compiled
-def _backward_rows(first, last, x, weight, scale, gy, gx, gweight, origin):
+def _backward_rows(
+    first: int, last: int, x: np.ndarray, weight: np.ndarray, scale: np.ndarray, gy: np.ndarray,
+    gx: np.ndarray, gweight: np.ndarray, origin: int,
+) -> None:  # fmt: skip
     """Adds to ``gweight[origin:]``."""
     width = len(weight)
     spare, factor = np.empty(2, np.float32), np.empty(2, np.float32)
@@ -67,7 +75,9 @@ def _backward_rows(first, last, x, weight, scale, gy, gx, gweight, origin):
 
 
 @compiled
-def _forward(parts, x, weight, eps, y, scale):
+def _forward(
+    parts: int, x: np.ndarray, weight: np.ndarray, eps: float, y: np.ndarray, scale: np.ndarray
+) -> None:
     rows = len(scale)
     for part in prange(parts):
         first, last = rows * part // parts, rows * (part + 1) // parts
@@ -75,7 +85,10 @@ def _forward(parts, x, weight, eps, y, scale):
 
 
 @compiled
-def _backward(parts, x, weight, scale, gy, gx, gweight):
+def _backward(
+    parts: int, x: np.ndarray, weight: np.ndarray, scale: np.ndarray, gy: np.ndarray,
+    gx: np.ndarray, gweight: np.ndarray,
+) -> None:  # fmt: skip
     rows, width = len(scale), len(weight)
     for part in prange(parts):
         first, last = rows * part // parts, rows * (part + 1) // parts
@@ -84,7 +97,7 @@ def _backward(parts, x, weight, scale, gy, gx, gweight):
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, eps):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x, weight = x.detach().contiguous(), weight.detach().contiguous()
         y, scale = torch.empty_like(x), x.new_empty(x.shape[:-1])
         arrays = _flat(x, weight), _flat(y, scale)
@@ -98,7 +111,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gy):
+    def backward(ctx: Any, gy: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
         parts = 1 if x.numel() < SMALL else PARTS
         gx, gweight = torch.empty_like(x), weight.new_zeros(parts, len(weight))
@@ -111,11 +124,11 @@ class _RMSNorm(torch.autograd.Function):
         return gx, gweight.sum(0), None
 
 
-def _flat(*tensors):
+def _flat(*tensors: Tensor) -> list[np.ndarray]:
     return [x.view(-1).numpy() for x in tensors]
 
 
-def rms_norm_numba(x, weight, eps):
+def rms_norm_numba(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """What :func:`.naive.rms_norm_naive` returns, for float32 on the CPU and widths of a multiple
     of 16; differentiable once."""
     return _RMSNorm.apply(x, weight, eps)

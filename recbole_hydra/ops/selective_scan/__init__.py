@@ -1,10 +1,12 @@
 """Selective scan: the state-space recurrence of Mamba, for any number of groups (heads)."""
 
 import logging
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from recbole_hydra.errors import BackendError
 from recbole_hydra.ops import triton_support
@@ -20,10 +22,32 @@ logger = logging.getLogger(__name__)
 _announced: set[tuple[str, str]] = set()
 
 
+@overload
 def selective_scan(
-    u, delta, A, B, C, D=None, initial_state=None, return_final_state=False, backend="auto",
-    *, z=None, delta_bias=None, delta_softplus=False,
-):  # fmt: skip
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None, return_final_state: Literal[False] = False,
+    backend: str = "auto", *, z: Tensor | None = None, delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Tensor: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None, *, return_final_state: Literal[True],
+    backend: str = "auto", z: Tensor | None = None, delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None, return_final_state: bool = False,
+    backend: str = "auto", *, z: Tensor | None = None, delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> Any: ...  # fmt: skip
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None, return_final_state: bool = False, backend: str = "auto",
+    *, z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Selective scan of Mamba (Gu and Dao 2023, arXiv 2312.00752, algorithm 2), grouped.
 
     ::
@@ -87,17 +111,22 @@ def selective_scan(
     return (y, final_state) if return_final_state else y
 
 
-def _run(name, dtype, inputs, z, delta_bias, delta_softplus):
+def _run(
+    name: str, dtype: torch.dtype,
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the scan of backend ``name``, with what surrounds it."""
     u, delta, A, B, C, D, initial_state = inputs
     if name in ("mamba_ssm", "triton"):
-        fused = {"z": z, "delta_bias": delta_bias, "delta_softplus": delta_softplus}
+        fused: dict[str, Any] = {"z": z, "delta_bias": delta_bias, "delta_softplus": delta_softplus}
         if name == "mamba_ssm":
             return mamba_ssm_cuda.selective_scan_mamba_ssm(u, delta, A, B, C, D, **fused)
         # Imported here, as numba below: loading them takes a second, which others need not spend.
         from recbole_hydra.ops.selective_scan.triton_gpu import selective_scan_triton
 
         return selective_scan_triton(u, delta, A, B, C, D, initial_state, **fused)
+    scan: Callable[..., tuple[Tensor, Tensor]]
     if name == "numba":
         from recbole_hydra.ops.selective_scan.numba_cpu import selective_scan_numba as scan
     else:
@@ -125,7 +154,7 @@ class _Call(NamedTuple):
     size: tuple = ()
 
 
-def _announce(name, why):
+def _announce(name: str, why: str) -> None:
     if torch.compiler.is_compiling() or (name, why) in _announced:
         return
     _announced.add((name, why))
@@ -133,7 +162,7 @@ def _announce(name, why):
     logger.log(level, "selective_scan: backend %s (%s)", name, why)
 
 
-def _choose(call):
+def _choose(call: _Call) -> tuple[str, str]:
     """Return ``(backend, why)`` for a call with ``backend="auto"``."""
     if call.device.type == "cpu":
         objection = _objection("numba", call)
@@ -148,7 +177,7 @@ def _choose(call):
     return "naive", "slow; " + "; ".join(f"{name}: {o}" for name, o in objections.items())
 
 
-def _objection(name, call):
+def _objection(name: str, call: _Call) -> str | None:
     """Say in a few words why backend ``name`` cannot take this call, or return None."""
     if name == "naive":
         return None
@@ -179,7 +208,10 @@ def _objection(name, call):
     return None
 
 
-def _check_shapes(u, delta, A, B, C, D, initial_state, z, delta_bias):
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    initial_state: Tensor | None, z: Tensor | None, delta_bias: Tensor | None,
+) -> None:  # fmt: skip
     """Raise BackendError naming the first argument whose shape does not fit."""
     if u.dim() != 3 or u.shape[1] < 1:
         raise BackendError(
@@ -197,7 +229,7 @@ def _check_shapes(u, delta, A, B, C, D, initial_state, z, delta_bias):
             f"{channels} channels, got {tuple(B.shape)}"
         )
     sequence = (batch, length, B.shape[2], d_state)
-    expected = {
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "delta": (delta, (batch, length, channels)),
         "B": (B, sequence),
         "C": (C, sequence),

@@ -11,8 +11,11 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from recbole_hydra.ops.selective_scan import selective_scan
 
@@ -25,11 +28,13 @@ SHAPES = [
 ]
 
 
-def make_inputs(batch, length, channels, d_state, groups, seed=0):
+def make_inputs(
+    batch: int, length: int, channels: int, d_state: int, groups: int, seed: int = 0
+) -> list[Tensor]:
     """Random inputs of the sizes a trained Mamba has: u, delta, A, B, C, D."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     u = normal(batch, length, channels)
@@ -40,14 +45,14 @@ def make_inputs(batch, length, channels, d_state, groups, seed=0):
     return [x.requires_grad_() for x in (u, delta, A, B, C, normal(channels))]
 
 
-def pscan_with_our_signature():
+def pscan_with_our_signature() -> Callable[..., Tensor] | None:
     """mambapy's parallel scan with our signature, one group; None where it is not installed."""
     try:
         from mambapy.pscan import pscan
     except ImportError:
         return None
 
-    def scan(u, delta, A, B, C, D):
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
         decay = torch.exp(delta[..., None] * A)  # (batch, length, channels, d_state)
         h = pscan(decay, (delta * u)[..., None] * B)  # B broadcasts over channels
         return (h @ C.squeeze(2)[..., None]).squeeze(-1) + D * u
@@ -55,7 +60,7 @@ def pscan_with_our_signature():
     return scan
 
 
-def _milliseconds(scan, inputs, grad):
+def _milliseconds(scan: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> float:
     for x in inputs:
         x.grad = None
     start = time.perf_counter()
@@ -63,25 +68,25 @@ def _milliseconds(scan, inputs, grad):
     return 1e3 * (time.perf_counter() - start)
 
 
-def measure(shape, repeats):
+def measure(shape: tuple[int, int, int, int, int], repeats: int) -> dict[str, list[float]]:
     """Return ``{side: [milliseconds]}`` of ``repeats`` alternating forward + backward passes."""
     inputs = make_inputs(*shape)
     grad = torch.ones_like(inputs[0])
-    sides = {
-        "numba": lambda *x: selective_scan(*x, backend="numba"),
-        "naive": lambda *x: selective_scan(*x, backend="naive"),
+    sides: dict[str, Callable[..., Tensor]] = {
+        "numba": partial(selective_scan, backend="numba"),
+        "naive": partial(selective_scan, backend="naive"),
     }
-    if shape[-1] == 1 and pscan_with_our_signature() is not None:
-        sides["pscan"] = pscan_with_our_signature()
+    if shape[-1] == 1 and (pscan := pscan_with_our_signature()) is not None:
+        sides["pscan"] = pscan
     _milliseconds(sides["numba"], inputs, grad)  # compiles
-    times = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, scan in sides.items():
             times[name].append(_milliseconds(scan, inputs, grad))
     return times
 
 
-def table(repeats):
+def table(repeats: int) -> str:
     """Measure every shape and return the table as markdown text."""
     lines = [
         f"Forward + backward, ms, median of {repeats} [min-max]; {platform.processor() or 'CPU'} "
@@ -109,7 +114,7 @@ def table(repeats):
     return "\n".join(lines)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m recbole_hydra.ops.selective_scan.bench", description=__doc__.split("\n")[0]
     )

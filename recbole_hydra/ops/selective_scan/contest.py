@@ -5,10 +5,18 @@ GPUs. The first call of a class of shapes runs both on random numbers of its sha
 takes all calls of the class in this process.
 """
 
+from __future__ import annotations
+
 import statistics
 import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from recbole_hydra.ops.selective_scan import _Call
 
 RUNS = 5
 #: Numbers of u at most, so that measuring takes no memory to speak of: 64 MiB in float32.
@@ -17,7 +25,7 @@ LARGEST = 2**24
 _winners: dict[tuple, tuple[str, str]] = {}
 
 
-def shape_class(call) -> tuple:
+def shape_class(call: _Call) -> tuple:
     """What calls have in common that share a winner: all but the exact batch and length, which are
     rounded up to a power of two."""
     wants_grad, dtype, groups, batch, length, channels = call.size
@@ -25,7 +33,7 @@ def shape_class(call) -> tuple:
     return call.device, wants_grad, dtype, groups, channels, call.d_state, *rounded
 
 
-def faster(names, call, scan) -> tuple[str, str]:
+def faster(names: Sequence[str], call: _Call, scan: Callable[..., Tensor]) -> tuple[str, str]:
     """Return ``(backend, why)``, the fastest of ``names`` for the class of ``call``.
 
     Args:
@@ -38,13 +46,13 @@ def faster(names, call, scan) -> tuple[str, str]:
     key = shape_class(call)
     if key not in _winners:
         seconds = {name: _seconds(scan, name, call) for name in names}
-        best = min(seconds, key=seconds.get)
+        best = min(seconds, key=seconds.__getitem__)
         measured = ", ".join(f"{name} {1e3 * s:.3g} ms" for name, s in seconds.items())
         _winners[key] = best, f"the faster one at {_words(key)}: {measured}"
     return _winners[key]
 
 
-def _words(key) -> str:
+def _words(key: tuple) -> str:
     device, wants_grad, dtype, groups, channels, d_state, batch, length = key
     kind = "training" if wants_grad else "inference"
     return (
@@ -53,7 +61,7 @@ def _words(key) -> str:
     )
 
 
-def _seconds(scan, name, call) -> float:
+def _seconds(scan: Callable[..., Tensor], name: str, call: _Call) -> float:
     """The median time of a call, with its backward pass where it has one; one call first for what
     is compiled or allocated."""
     inputs = _inputs(call)
@@ -70,13 +78,13 @@ def _seconds(scan, name, call) -> float:
     return statistics.median(times[1:])
 
 
-def _inputs(call):
+def _inputs(call: _Call) -> list[Tensor]:
     """Random inputs of the shape of a call, drawn without touching torch's generators."""
     wants_grad, dtype, groups, batch, length, channels = call.size
     batch = max(1, min(batch, LARGEST // (length * channels)))
     generator = torch.Generator(device=call.device).manual_seed(0)
 
-    def normal(*size, dtype=torch.float32):
+    def normal(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*size, generator=generator, device=call.device, dtype=dtype)
 
     sequence = (batch, length, groups, call.d_state)
@@ -90,6 +98,6 @@ def _inputs(call):
     return [x.requires_grad_(wants_grad) for x in inputs]
 
 
-def _wait(device):
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

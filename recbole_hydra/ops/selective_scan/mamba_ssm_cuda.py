@@ -7,8 +7,10 @@ ignores a gradient that arrives through the final state; calls that need either 
 
 from functools import lru_cache
 from importlib import import_module
+from typing import Any
 
 import torch
+from torch import Tensor
 
 INSTALL_HINT = (
     "install it on a machine with CUDA: pip install --no-build-isolation 'recbole-hydra[cuda]' "
@@ -17,7 +19,7 @@ INSTALL_HINT = (
 
 
 @lru_cache(maxsize=1)
-def load_kernel():
+def load_kernel() -> tuple[Any, str | None]:
     """Return ``(selective_scan_fn, None)`` of mamba-ssm, or ``(None, why not)``.
 
     The kernel is imported first: without it mamba_ssm either fails to import or fails at the call.
@@ -37,8 +39,9 @@ def why_not_importable() -> str | None:
 
 
 def selective_scan_mamba_ssm(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False
-):
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    z: Tensor | None = None, delta_bias: Tensor | None = None, delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Call the kernel. CUDA tensors; shapes as in the dispatcher; the state starts at zero.
 
     Returns ``(y, final_state)``; the final state carries no gradient.
@@ -48,10 +51,10 @@ def selective_scan_mamba_ssm(
     # Ours is (batch, length, channels) and (batch, length, groups, d_state); the kernel's is
     # (batch, channels, length) and (batch, groups, d_state, length). It wants all of them in the
     # dtype of u, and A, D and the bias in float32, dense.
-    def sequence(x):
+    def sequence(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.transpose(1, 2).contiguous().to(u.dtype)
 
-    def weights(x):
+    def weights(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.float().contiguous()
 
     y, final_state = kernel(

@@ -1,9 +1,13 @@
 """The selective scan as the paper writes it: one step of the recurrence after the other."""
 
 import torch
+from torch import Tensor
 
 
-def selective_scan_naive(u, delta, A, B, C, D=None, initial_state=None):
+def selective_scan_naive(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Run the recurrence step by step; the specification of every other backend.
 
     For each batch row, with channel c in group g(c) = c // (channels // groups)::

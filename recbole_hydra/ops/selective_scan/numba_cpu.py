@@ -13,10 +13,13 @@ chunk (training only); the backward pass walks the chunks from the last to the f
 states of a chunk, and sweeps it.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numba import njit, prange
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recbole_hydra.ops.numba_support import compiled, use_torch_threads
@@ -49,7 +52,7 @@ _ZERO = np.float32(0.0)
 
 
 @njit(inline="always")
-def _get(x, first, count, spare):
+def _get(x: np.ndarray, first: int, count: int, spare: np.ndarray) -> Any:
     """``x[first : first + count]``, each number twice, zeros behind; ``spare`` is 8 zeros."""
     if count == CHANNELS:
         return load_each_twice(x, first)
@@ -59,7 +62,7 @@ def _get(x, first, count, spare):
 
 
 @njit(inline="always")
-def _put(vector, x, first, count, spare):
+def _put(vector: Any, x: np.ndarray, first: int, count: int, spare: np.ndarray) -> None:
     """Write the first ``count`` sums over pairs of lanes of ``vector`` to ``x[first:]``."""
     if count == CHANNELS:
         store_pair_sums(x, first, vector)
@@ -72,7 +75,11 @@ def _put(vector, x, first, count, spare):
 
 
 @compiled
-def _forward(sizes, u, delta, a2, B, C, D, h0, y, final, stored):
+def _forward(
+    sizes: tuple[int, ...], u: np.ndarray, delta: np.ndarray, a2: np.ndarray, B: np.ndarray,
+    C: np.ndarray, D: np.ndarray, h0: np.ndarray, y: np.ndarray, final: np.ndarray,
+    stored: np.ndarray,
+) -> None:  # fmt: skip
     batch, octets, of_task = sizes[0], sizes[5], sizes[7]
     tasks = octets // of_task
     for task in prange(batch * tasks):
@@ -81,7 +88,11 @@ def _forward(sizes, u, delta, a2, B, C, D, h0, y, final, stored):
 
 
 @njit
-def _forward_task(b, begin, sizes, u, delta, a2, B, C, D, h0, y, final, stored):
+def _forward_task(
+    b: int, begin: int, sizes: tuple[int, ...], u: np.ndarray, delta: np.ndarray, a2: np.ndarray,
+    B: np.ndarray, C: np.ndarray, D: np.ndarray, h0: np.ndarray, y: np.ndarray, final: np.ndarray,
+    stored: np.ndarray,
+) -> None:  # fmt: skip
     _, length, channels, groups, d_state, octets, per_group_octets, of_task = sizes
     per_group = channels // groups
     size = d_state * CHANNELS
@@ -119,7 +130,12 @@ def _forward_task(b, begin, sizes, u, delta, a2, B, C, D, h0, y, final, stored):
 
 
 @compiled
-def _backward(sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal, gu, gdelta, gA, gB, gC, gD, gh0):
+def _backward(
+    sizes: tuple[int, ...], u: np.ndarray, delta: np.ndarray, a2: np.ndarray, A: np.ndarray,
+    B: np.ndarray, C: np.ndarray, D: np.ndarray, stored: np.ndarray, gy: np.ndarray,
+    gfinal: np.ndarray, gu: np.ndarray, gdelta: np.ndarray, gA: np.ndarray, gB: np.ndarray,
+    gC: np.ndarray, gD: np.ndarray, gh0: np.ndarray,
+) -> None:  # fmt: skip
     batch, octets, of_task = sizes[0], sizes[5], sizes[7]
     tasks = octets // of_task
     for task in prange(batch * tasks):
@@ -132,9 +148,11 @@ def _backward(sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal, gu, gdelta, g
 
 @njit
 def _backward_task(
-    b, begin, sizes, u, delta, a2, A, B, C, D, stored, gy, gfinal,
-    gu, gdelta, gA, gB, gC, gD, gh0,
-):  # fmt: skip
+    b: int, begin: int, sizes: tuple[int, ...], u: np.ndarray, delta: np.ndarray, a2: np.ndarray,
+    A: np.ndarray, B: np.ndarray, C: np.ndarray, D: np.ndarray, stored: np.ndarray, gy: np.ndarray,
+    gfinal: np.ndarray, gu: np.ndarray, gdelta: np.ndarray, gA: np.ndarray, gB: np.ndarray,
+    gC: np.ndarray, gD: np.ndarray, gh0: np.ndarray,
+) -> None:  # fmt: skip
     batch, length, channels, groups, d_state, octets, per_group_octets, of_task = sizes
     per_group = channels // groups
     size = d_state * CHANNELS
@@ -209,7 +227,7 @@ def _backward_task(
                         store(sum_c, o, zero())
 
 
-def _octets_of_task(batch, groups, octets_per_group, threads) -> int:
+def _octets_of_task(batch: int, groups: int, octets_per_group: int, threads: int) -> int:
     """Octets of one task: as many as leave every thread four tasks, and ``MAX_OCTETS`` at most;
     whole groups or an equal part of one."""
     wholes = [n * octets_per_group for n in range(groups, 0, -1) if groups % n == 0]
@@ -228,14 +246,14 @@ class _Octets:
     an odd ``d_state`` gets a state that stays zero.
     """
 
-    def __init__(self, channels, groups, d_state):
+    def __init__(self, channels: int, groups: int, d_state: int) -> None:
         self.groups, self.per_group = groups, channels // groups
         self.per_group_octets = -(-self.per_group // CHANNELS)
         self.number = groups * self.per_group_octets
         self.d_state, self.even_d_state = d_state, d_state + d_state % 2
         self.size = self.even_d_state * CHANNELS
 
-    def pack(self, x):
+    def pack(self, x: Tensor) -> Tensor:
         """(..., channels, d_state) -> (..., octets, size)."""
         x = x.detach()
         empty = self.per_group_octets * CHANNELS - self.per_group
@@ -245,25 +263,28 @@ class _Octets:
         x = x.unflatten(-1, (-1, 2)).unflatten(-3, (self.number, CHANNELS))
         return x.transpose(-3, -2).flatten(-3).contiguous()  # (..., pair of states, channel, 2)
 
-    def unpack(self, x):
+    def unpack(self, x: Tensor) -> Tensor:
         """The inverse of :meth:`pack`."""
         x = x.unflatten(-1, (-1, CHANNELS, 2)).transpose(-3, -2).flatten(-2)
         x = x.flatten(-3, -2).unflatten(-2, (self.groups, -1))
         return x[..., : self.per_group, : self.d_state].flatten(-3, -2)
 
-    def pack_sequence(self, x):
+    def pack_sequence(self, x: Tensor) -> Tensor:
         """B or C, (batch, length, groups, d_state), with an even number of states."""
         x = x.detach().contiguous()
         return x if self.even_d_state == self.d_state else F.pad(x, (0, 1))
 
 
-def _flat(*tensors):
+def _flat(*tensors: Tensor) -> list[np.ndarray]:
     return [x.view(-1).numpy() for x in tensors]
 
 
 class _SelectiveScan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, D, initial_state, training):
+    def forward(
+        ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        initial_state: Tensor | None, training: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         batch, length, channels = u.shape
         groups = B.shape[2]
         octets = _Octets(channels, groups, A.shape[1])
@@ -287,7 +308,7 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gy, gfinal):
+    def backward(ctx: Any, gy: Tensor | None, gfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         u, delta, A, B, C, D, stored = ctx.saved_tensors
         octets, d_state = ctx.octets, ctx.octets.d_state
         gu, gdelta = torch.empty_like(u), torch.empty_like(u)
@@ -318,7 +339,10 @@ class _SelectiveScan(torch.autograd.Function):
         )
 
 
-def selective_scan_numba(u, delta, A, B, C, D=None, initial_state=None):
+def selective_scan_numba(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The scan of :func:`.naive.selective_scan_naive` for float32 CPU tensors, any strides.
 
     Differentiable once in every input and through both states. Returns ``(y, final_state)``.

@@ -18,9 +18,13 @@ gradient of the state::
     g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from recbole_hydra.ops.triton_support import dense
 
@@ -306,13 +310,18 @@ def _backward(
         tl.store(gbias + row * channels + c, sum_bias, inside)
 
 
-def _launch(kernel, u, delta, A, B, C, D, bias, z, *others, sizes=(), **constants):
+def _launch(
+    kernel: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    bias: Tensor | None, z: Tensor | None, *others: Tensor | None, sizes: Sequence[int] = (),
+    **constants: Any,
+) -> None:  # fmt: skip
     """Run a kernel over all rows and channels; ``others`` follow z in its arguments, ``sizes`` the
     sizes, ``constants`` are constexprs."""
     batch, length, channels = u.shape
     groups, d_state = B.shape[2:]
     lanes, per_lane, parts = _sizes(channels, groups, d_state)
-    u, delta, B, C, D, bias, z = map(dense, (u, delta, B, C, D, bias, z))
+    u, delta, B, C = (dense(x) for x in (u, delta, B, C))
+    D, bias, z = (dense(x) for x in (D, bias, z))
     of_z = (0, 0) if z is None else z.stride()[:2]
     with torch.cuda.device_of(u):  # Triton's own choice is the current device
         kernel[batch, groups * parts](
@@ -325,7 +334,7 @@ def _launch(kernel, u, delta, A, B, C, D, bias, z, *others, sizes=(), **constant
         )  # fmt: skip
 
 
-def _sizes(channels, groups, d_state) -> tuple[int, int, int]:
+def _sizes(channels: int, groups: int, d_state: int) -> tuple[int, int, int]:
     """Lanes with channels, channels of each, and programs per group."""
     per_group = channels // groups
     lanes = min(LANES, triton.next_power_of_2(per_group))
@@ -336,10 +345,10 @@ def _sizes(channels, groups, d_state) -> tuple[int, int, int]:
 
 @torch.library.custom_op("recbole_hydra::selective_scan", mutates_args=())
 def _scan(
-    u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor,
-    D: torch.Tensor | None, bias: torch.Tensor | None, z: torch.Tensor | None,
-    initial_state: torch.Tensor | None, softplus: bool, keep: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, bias: Tensor | None, z: Tensor | None,
+    initial_state: Tensor | None, softplus: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Returns y, the final state, the states at chunk ends, the initial one first, and delta as it
     was used, or nothing where it is delta itself; without ``keep``, for a backward pass, the third
     holds but the first and the last, and the fourth nothing."""
@@ -353,7 +362,9 @@ def _scan(
     return y, final_state, states, steps
 
 
-def _results(u, A, bias, softplus, keep):
+def _results(
+    u: Tensor, A: Tensor, bias: Tensor | None, softplus: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, channels = u.shape
     d_state = A.shape[1]
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
@@ -366,26 +377,27 @@ def _results(u, A, bias, softplus, keep):
 
 
 @_scan.register_fake
-def _(u, delta, A, B, C, D, bias, z, initial_state, softplus, keep):
+def _(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    bias: Tensor | None, z: Tensor | None, initial_state: Tensor | None, softplus: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _results(u, A, bias, softplus, keep)
 
 
 @torch.library.custom_op("recbole_hydra::selective_scan_backward", mutates_args=())
 def _scan_backward(
-    gy: torch.Tensor, gfinal: torch.Tensor | None, u: torch.Tensor, steps: torch.Tensor,
-    A: torch.Tensor, B: torch.Tensor, C: torch.Tensor, D: torch.Tensor | None,
-    bias: torch.Tensor | None, z: torch.Tensor | None, states: torch.Tensor, softplus: bool,
-) -> list[torch.Tensor]:  # fmt: skip
+    gy: Tensor, gfinal: Tensor | None, u: Tensor, steps: Tensor,
+    A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+    bias: Tensor | None, z: Tensor | None, states: Tensor, softplus: bool,
+) -> list[Tensor]:  # fmt: skip
     """Returns the gradients of u, delta, in the dtype of ``steps``, which is delta as it was used,
     A, B, C, the initial state, D, bias and z; of the last three an empty tensor where there is
     none."""
     batch, length, channels = u.shape
     groups, d_state = B.shape[2:]
     parts = _sizes(channels, groups, d_state)[2]
-    gu, gdelta, gz = (
-        x if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        for x in (u, steps, z)
-    )
+    gu, gdelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, steps))
+    gz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     gA = states.new_empty((batch, d_state, channels))
     gB, gC = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (B, C))
     gD, gbias = (x if x is None else x.new_empty((batch, channels)) for x in (D, bias))
@@ -396,13 +408,12 @@ def _scan_backward(
     # that is fixed.
     rows = batch if parts == 1 else max(1, LARGEST // (parts * length * groups * d_state))
     for first in range(0, batch, rows):
-        u_, steps_, B_, C_, z_, states_, gy_, gu_, gdelta_, gA_, gB_, gC_, gD_, gbias_, gz_, gh_ = (
-            x if x is None else x[first : first + rows]
-            for x in (
-                u, steps, B, C, z, states, gy.contiguous(),
-                gu, gdelta, gA, gB, gC, gD, gbias, gz, gh,
-            )
+        some = slice(first, first + rows)
+        u_, steps_, B_, C_, states_, gy_, gu_, gdelta_, gA_, gB_, gC_, gh_ = (
+            x[some]
+            for x in (u, steps, B, C, states, gy.contiguous(), gu, gdelta, gA, gB, gC, gh)
         )  # fmt: skip
+        z_, gD_, gbias_, gz_ = (x if x is None else x[some] for x in (z, gD, gbias, gz))
         found = (gB_, gC_) if parts == 1 else gA.new_empty((2, parts, *B_.shape))
         _launch(
             _backward, u_, steps_, A, B_, C_, D, bias, z_, states_, gy_,
@@ -426,7 +437,10 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(gy, gfinal, u, steps, A, B, C, D, bias, z, states, softplus):
+def _(
+    gy: Tensor, gfinal: Tensor | None, u: Tensor, steps: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None, bias: Tensor | None, z: Tensor | None, states: Tensor, softplus: bool,
+) -> list[Tensor]:  # fmt: skip
     like = [u, steps, A, B, C, states[:, 0].transpose(1, 2), D, bias, z]
     none = states.new_empty(0)
     return [
@@ -435,7 +449,7 @@ def _(gy, gfinal, u, steps, A, B, C, D, bias, z, states, softplus):
     ]
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     u, delta, *others, initial_state, ctx.softplus, _ = inputs
     _, _, states, steps = output
     ctx.has_initial_state = initial_state is not None
@@ -444,7 +458,9 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # those of the states, and mostly of the final state, are None
 
 
-def _differentiate(ctx, gy, gfinal, *_):
+def _differentiate(
+    ctx: Any, gy: Tensor | None, gfinal: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
     u, steps, A, B, C, D, bias, z, states = ctx.saved_tensors
     gy = torch.zeros_like(u) if gy is None else gy
     gu, gdelta, *found, gstate, gD, gbias, gz = _scan_backward(
@@ -459,8 +475,10 @@ _scan.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def selective_scan_triton(
-    u, delta, A, B, C, D=None, initial_state=None, z=None, delta_bias=None, delta_softplus=False
-):
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None,
+    initial_state: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The scan of :func:`.naive.selective_scan_naive`, with what surrounds it in a Mamba block.
 
     ::
@@ -474,8 +492,9 @@ def selective_scan_triton(
     Returns:
         ``(y, final_state)``: y in the dtype of u, the state in float32.
     """
-    A, D, delta_bias, initial_state = (
-        x if x is None else x.float() for x in (A, D, delta_bias, initial_state)
+    A = A.float()
+    D, delta_bias, initial_state = (
+        x if x is None else x.float() for x in (D, delta_bias, initial_state)
     )
     inputs = (u, delta, A, B, C, D, delta_bias, z, initial_state)
     keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)

@@ -14,6 +14,12 @@ Its default is its line in ``properties/training.yaml``. Config walks over :data
 order: later ones read what earlier ones have decided.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from recbole_hydra.settings.options import (
     item_initialization,
     later_targets,
@@ -23,6 +29,9 @@ from recbole_hydra.settings.options import (
     text_loss,
     training_mode,
 )
+
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
 
 #: All of them.
 OPTIONS = (
@@ -36,13 +45,13 @@ OPTIONS = (
 )
 
 
-def fit(options, config) -> None:
+def fit(options: Iterable[ModuleType], config: Config) -> None:
     """Fit a Config's settings to each other, option by option."""
     for option in options:
         if hasattr(option, "fit"):
             option.fit(config)
 
 
-def rules() -> dict:
+def rules() -> dict[str, Callable[[str, Any], Any]]:
     """The rules of all options, by key."""
     return {key: rule for option in OPTIONS for key, rule in getattr(option, "RULES", {}).items()}

@@ -11,8 +11,11 @@ decomposition would take long, as of a large catalogue or of one without structu
 in a fixed number of passes takes its place (Halko, Martinsson and Tropp 2011, arXiv 0909.4061).
 """
 
+from __future__ import annotations
+
 import logging
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +26,12 @@ from recbole_hydra.errors import ConfigError
 from recbole_hydra.model.causal import KNOWN
 from recbole_hydra.settings.options.training_mode import is_known_as_causal
 from recbole_hydra.settings.rules import choice, number, optional
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import SequentialDataset
+    from scipy.sparse import csr_array
+
+    from recbole_hydra.settings.config import Config
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +64,7 @@ RULES = {
 }
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Refuse co-occurrence where the run cannot use it; as a default it is dropped."""
     final = config.final_config_dict
     if final["item_initialization"] == "normal":
@@ -74,7 +83,9 @@ def fit(config) -> None:
     final["item_initialization"] = "normal"
 
 
-def cooccurrence_counts(dataset, most=MOST_TARGETS):
+def cooccurrence_counts(
+    dataset: SequentialDataset | TargetDataset, most: int = MOST_TARGETS
+) -> csr_array:
     """How often items are near each other: the sum of 1 / distance over all pairs of a training
     target and an item of its history, both ways.
 
@@ -102,7 +113,9 @@ def cooccurrence_counts(dataset, most=MOST_TARGETS):
     return counts + counts.T
 
 
-def _pairs(dataset, distance, drawn):
+def _pairs(
+    dataset: SequentialDataset | TargetDataset, distance: int, drawn: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Items at a distance before training targets, and the targets: two arrays, (pairs,).
 
     Args:
@@ -122,7 +135,7 @@ def _pairs(dataset, distance, drawn):
     return earlier, rows[item].numpy()[long_enough]
 
 
-def item_vectors(counts, width: int, show_progress=False) -> np.ndarray:
+def item_vectors(counts: csr_array, width: int, show_progress: bool = False) -> np.ndarray:
     """Vectors of items, alike where items have the same neighbours: of positive mutual information.
 
     Args:
@@ -155,7 +168,9 @@ def item_vectors(counts, width: int, show_progress=False) -> np.ndarray:
     return left[:, leading] * np.sqrt(values[leading])
 
 
-def _leading_part(matrix, width, show_progress):
+def _leading_part(
+    matrix: csr_array, width: int, show_progress: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """The leading left singular vectors of a large sparse matrix and their values, in any order."""
     from scipy.sparse.linalg import ArpackError, svds
 
@@ -178,7 +193,9 @@ def _leading_part(matrix, width, show_progress):
     return randomized_left_part(matrix.astype(np.float32), max(number, 1), show_progress)
 
 
-def randomized_left_part(matrix, number: int, show_progress=False):
+def randomized_left_part(
+    matrix: csr_array, number: int, show_progress: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Approximate left singular vectors and values of ``matrix`` from products with ``number``
     random vectors; exact where its rank is not above that.
 
@@ -201,7 +218,7 @@ def randomized_left_part(matrix, number: int, show_progress=False):
     return vectors @ basis.astype(vectors.dtype), np.sqrt(spread)
 
 
-def _principal_axes(vectors, rows=2**16):
+def _principal_axes(vectors: np.ndarray, rows: int = 2**16) -> tuple[np.ndarray, np.ndarray]:
     """The eigenvectors of ``vectors.T @ vectors`` and their eigenvalues, those next to nothing left
     out. (A QR decomposition of the vectors takes ten times as long.)"""
     gram = np.zeros((vectors.shape[1],) * 2)
@@ -214,7 +231,12 @@ def _principal_axes(vectors, rows=2**16):
 
 
 @torch.no_grad()
-def initialize_items(embedding, dataset, spread=None, show_progress=False) -> int:
+def initialize_items(
+    embedding: torch.nn.Embedding,
+    dataset: SequentialDataset | TargetDataset,
+    spread: float | torch.Tensor | None = None,
+    show_progress: bool = False,
+) -> int:
     """Start ``embedding``, in place, from :func:`item_vectors` of the train split ``dataset``.
 
     The vectors are turned at random, by torch's generator, so that no dimension is special. Items
@@ -238,8 +260,8 @@ def initialize_items(embedding, dataset, spread=None, show_progress=False) -> in
     if len(known) == 0:
         return 0
     weight = embedding.weight
-    vectors = item_vectors(counts, weight.shape[1], show_progress)
-    vectors = torch.from_numpy(vectors).to(weight)[known]
+    vectors = torch.from_numpy(item_vectors(counts, weight.shape[1], show_progress))
+    vectors = vectors.to(weight)[known]
     if not vectors.any():  # no pair is more frequent than chance has it
         return 0
     rotation = torch.linalg.qr(torch.randn(weight.shape[1], weight.shape[1]))[0].to(weight)

@@ -1,15 +1,24 @@
 """``later_targets``: items after the next are targets as well, with these weights."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.settings.rules import list_of, number, optional
 
+if TYPE_CHECKING:
+    from recbole_hydra.model.causal import CausalModel
+    from recbole_hydra.settings.config import Config
+
 RULES = {"later_targets": optional(list_of(number(above=0), "positive numbers"))}
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Refuse weights that the run cannot use; as a default they are dropped."""
     final = config.final_config_dict
     weights = final["later_targets"] or []
@@ -25,7 +34,7 @@ def fit(config) -> None:
     final["later_targets"] = weights
 
 
-def items_after(next_items, steps: int):
+def items_after(next_items: Tensor, steps: int) -> Tensor:
     """The items two steps after each position of a window, three, ..., (positions, steps); 0 where
     there is none.
 
@@ -37,7 +46,9 @@ def items_after(next_items, steps: int):
     return torch.stack(ahead, dim=2).flatten(0, 1)
 
 
-def later_target_loss(model, states, targets, later, weights):
+def later_target_loss(
+    model: CausalModel, states: Tensor, targets: Tensor, later: Tensor, weights: Tensor
+) -> Tensor:
     """What later targets add to the loss of a causal model trained with CE.
 
     Where the model tells targets apart within groups only, as within domains, those of the target's
@@ -53,7 +64,9 @@ def later_target_loss(model, states, targets, later, weights):
     return later_targets(states, model.item_table, targets, later, weights)
 
 
-def later_targets(states, item_table, targets, later, weights):
+def later_targets(
+    states: Tensor, item_table: Tensor, targets: Tensor, later: Tensor, weights: Tensor
+) -> Tensor:
     """What it adds to a cross-entropy that items after the next are targets as well.
 
     ::

@@ -1,13 +1,19 @@
 """``learner``: which optimizer."""
 
+from __future__ import annotations
+
 import inspect
 import re
+from typing import TYPE_CHECKING
 
 from recbole.trainer import Trainer
 
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.settings.rules import choice
 from recbole_hydra.sources import source_of
+
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
 
 
 def learners() -> list[str]:
@@ -19,7 +25,7 @@ def learners() -> list[str]:
 RULES = {"learner": choice(learners(), any_case=True)}
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Refuse sparse_adam, which torch has for sparse gradients alone, where there are none."""
     learner = config.final_config_dict["learner"].lower()
     source = source_of(config.model_class)

@@ -1,10 +1,17 @@
 """``train_neg_sample_args``: RecBole's negatives, for a loss of pairs."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from recbole.utils import InputType
 
 from recbole_hydra.checks import one_of
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.settings.rules import Nested, Rule, choice, integer, number, switch
+
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
 
 #: What RecBole writes where there is no negative sampling.
 NO_SAMPLING = (None, "None", "none")
@@ -30,11 +37,12 @@ _ARGUMENTS = Nested(
 )
 
 
-def _read(name, value):
+def _read(name: str, value: Any) -> dict[str, Any] | None:
     """Read ``train_neg_sample_args``; without a distribution there is no more to it."""
     if isinstance(value, dict) and value.get("distribution", "") in NO_SAMPLING:
         value = {key: each for key, each in value.items() if each not in NO_SAMPLING}
-        return {"distribution": "none", **_ARGUMENTS(name, value)}
+        others: Any = _ARGUMENTS(name, value)
+        return {"distribution": "none", **others}
     found = _ARGUMENTS(name, value)
     if found and found.get("dynamic") and not found.get("candidate_num"):
         raise ConfigError(
@@ -47,7 +55,7 @@ def _read(name, value):
 RULES = {"train_neg_sample_args": _read}
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Make ``train_neg_sample_args`` fit ``loss_type``, for models that train on either."""
     final, model_class = config.final_config_dict, config.model_class
     if hasattr(model_class, "input_type") or "loss_type" not in final:
@@ -81,7 +89,7 @@ def fit(config) -> None:
     final["train_neg_sample_args"] = sampling
 
 
-def _check_pairs(config):
+def _check_pairs(config: Config) -> None:
     """Refuse to leave out the negatives of a model that learns from pairs."""
     pairwise = getattr(config.model_class, "input_type", None) == InputType.PAIRWISE
     sampling = config.final_config_dict["train_neg_sample_args"]

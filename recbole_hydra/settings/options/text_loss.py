@@ -1,8 +1,15 @@
 """``loss_type`` of a model whose items are texts: one over the whole catalogue is not for an item
 LLM that is trained."""
 
+from __future__ import annotations
 
-def fit(config) -> None:
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
+
+
+def fit(config: Config) -> None:
     """Take a sampled loss where nobody asked for another."""
     final = config.final_config_dict
     if "text" not in str(final.get("item_encoder")) or final["llm_training"] == "frozen":

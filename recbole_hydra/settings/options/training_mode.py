@@ -1,11 +1,18 @@
 """``training_mode``: every position of whole histories, or RecBole's prefixes; ``causal_models``,
 what can be trained on the first, ``window_overlap`` and ``carry_state``, which belong to it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model import MODELS, recbole_model_names
 from recbole_hydra.model.causal import KNOWN, can_carry_state, is_causal
 from recbole_hydra.settings.rules import choice, integer, list_of, name_of, optional
+
+if TYPE_CHECKING:
+    from recbole_hydra.settings.config import Config
 
 RULES = {
     "training_mode": choice(("auto", "autoregressive", "augmentation")),
@@ -14,7 +21,7 @@ RULES = {
 }
 
 
-def fit(config) -> None:
+def fit(config: Config) -> None:
     """Resolve ``training_mode: auto``; refuse what the mode, or the model, does not have."""
     final, name = config.final_config_dict, config.model
     mode = final["training_mode"]
@@ -52,13 +59,13 @@ def fit(config) -> None:
         )
 
 
-def is_known_as_causal(config) -> bool:
+def is_known_as_causal(config: Config) -> bool:
     """Whether the model is registered as causal, or the user says that it is."""
     named = config.final_config_dict["causal_models"] or ()
     return is_causal(config.model_class) or config.model in named
 
 
-def _check_carry_state(config, mode):
+def _check_carry_state(config: Config, mode: str) -> None:
     if not can_carry_state(config.model_class):
         raise ConfigError(
             f"carry_state: {config.model} has no state to carry; Hydra and Mamba4Rec have"
