@@ -43,6 +43,7 @@ def cpu_seconds(source, code, arguments) -> float:
     subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
         env={**environment, "PYTHONPATH": str(source)}, capture_output=True, check=False,
+        cwd=source,  # where code given by -c looks first
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

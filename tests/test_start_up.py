@@ -122,6 +122,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert out.startswith("[]")
 
 
+def test_a_run_does_not_import_the_compiler():
+    """torch.compile's takes longer than all of torch."""
+    code = "import sys, recbole_hydra.training.run; print('torch._dynamo' in sys.modules)"
+    assert printed(code)[1].strip() == "False"
+
+
 def test_every_public_name_is_there():
     assert set(recbole_hydra.__all__) <= set(dir(recbole_hydra))
     for name in recbole_hydra.__all__:

@@ -9,6 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from recbole_hydra.ops.compiling import constant_result
+
 
 @lru_cache(maxsize=1)
 def _import_error() -> str | None:
@@ -19,7 +21,7 @@ def _import_error() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def why_not_importable() -> str | None:
     """Say why triton cannot be imported, or return None."""
     return _import_error()

@@ -9,8 +9,9 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from recbole_hydra.ops.compiling import constant_result
 
 INSTALL_HINT = (
     "install it on a machine with CUDA: pip install --no-build-isolation 'recbole-hydra[cuda]' "
@@ -32,7 +33,7 @@ def load_kernel() -> tuple[Any, str | None]:
         return None, f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def why_not_importable() -> str | None:
     """Say why the kernel cannot be imported, or return None."""
     return load_kernel()[1]
