@@ -55,6 +55,18 @@ def elsewhere(tmp_path, monkeypatch):
     logging.getLogger().setLevel(logging.WARNING)
 
 
+@pytest.fixture(scope="module")
+def local_ray():
+    """Ray on this machine, for all sweeps of a module that do not start their own."""
+    import ray
+
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40
+    )
+    yield
+    ray.shutdown()
+
+
 @pytest.fixture
 def run_small():
     """Train a model on the tiny dataset and return the result."""

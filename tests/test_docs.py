@@ -106,10 +106,12 @@ def trained_before(page, place):
 
 
 @pytest.mark.parametrize("page, why, kind, text", blocks())
-def test_blocks_run(page, why, kind, text, place, monkeypatch):
+def test_blocks_run(page, why, kind, text, place, monkeypatch, request):
     if why:
         assert len(why.split()) > 2
         return
+    if "tune" in text:
+        request.getfixturevalue("local_ray")  # one for all: tune uses what it finds
     trained_before(page, place)
     if kind == "bash":
         for line in text.strip().splitlines():

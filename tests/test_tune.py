@@ -38,16 +38,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def local_ray():
-    """Ray on this machine, for all sweeps of this module that do not start their own."""
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40
-    )
-    yield
-    ray.shutdown()
-
-
 def sweep(space, output_dir="out", **changes):
     """A small sweep of Hydra; ``changes`` to its settings or to the arguments of tune."""
     arguments = {"num_samples": None, "max_concurrent": 1, "show_progress": False}
