@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recbole_hydra.serving.load import load_model
     from recbole_hydra.serving.new_items import add_items
     from recbole_hydra.serving.recommend import recommend
+    from recbole_hydra.serving.recommender import Recommender
     from recbole_hydra.settings.config import Config, default_config
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "Hydra",
     "Items",
     "Mamba4Rec",
+    "Recommender",
     "add_items",
     "causal",
     "default_config",
@@ -54,6 +56,7 @@ _MODULES = {
     "Config": "settings.config",
     "Hydra": "model",
     "Mamba4Rec": "model",
+    "Recommender": "serving.recommender",
     "add_items": "serving.new_items",
     "default_config": "settings.config",
     "load_data_and_model": "quick_start",

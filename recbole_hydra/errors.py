@@ -25,6 +25,10 @@ class BackendError(RecBoleHydraError):
     """A named backend of an operation that is not available or does not fit the call."""
 
 
+class StoreError(RecBoleHydraError):
+    """A store of users' states that cannot be opened, read or written."""
+
+
 class TrainingError(RecBoleHydraError):
     """Training that cannot go on, such as a loss that is not a number."""
 

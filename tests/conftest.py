@@ -1,5 +1,8 @@
 import logging
 import random
+import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +68,36 @@ def local_ray():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory):
+    """The address of a Redis that was started for the tests."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")
+    folder = tmp_path_factory.mktemp("redis")
+    socket = folder / "redis.sock"
+    server = subprocess.Popen(
+        [program, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", folder],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not socket.exists():
+        assert server.poll() is None
+        time.sleep(0.05)
+    yield f"unix://{socket}?db=0"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def redis_url(redis_server):
+    """The same, empty."""
+    import redis
+
+    with redis.Redis.from_url(redis_server) as client:
+        client.flushdb()
+    return redis_server
 
 
 @pytest.fixture

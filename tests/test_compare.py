@@ -374,7 +374,9 @@ def test_pop_and_two_item_users_stand_beside_models_evaluated_every_other_epoch(
 
 def start(*arguments):
     command = [sys.executable, "-m", "recbole_hydra.cli", "compare", "--models=GRU4Rec,Hydra"]
-    command += ["--dataset=tiny", "--output_dir=out", *ARGUMENTS, "--epochs=40", *arguments]
+    # Long enough to be met in the middle on a busy machine.
+    command += ["--dataset=tiny", "--output_dir=out", *ARGUMENTS, "--epochs=120"]
+    command += ["--stopping_step=120", *arguments]
     command = [a for a in command if a != f"--epochs={SMALL['epochs']}"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

@@ -10,6 +10,7 @@ from conftest import small
 
 from recbole_hydra import (
     Config,
+    Recommender,
     add_items,
     load_data_and_model,
     load_model,
@@ -347,6 +348,34 @@ def test_recommend_within_a_domain(settings):
         recommend(model, "tools:u3", domain="books")
     with pytest.raises(DatasetError, match="'u3' is not in"):
         recommend(model, "u3")
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("user_model", ["shared", "per_domain"])
+@pytest.mark.parametrize("carry", [False, True])
+def test_live_users_within_domains(settings, text, user_model, carry):
+    """Streaming is what recommend says of the whole history, whichever domain it begins in."""
+    given = settings(text=text, user_model=user_model, carry_state=carry, MAX_ITEM_LIST_LENGTH=4)
+    model = load_model(run_recbole_hydra("Hydra", config_dict=given)["best_checkpoint"])
+    with Recommender(model) as service:
+        had = {"a": [], "b": [], "tools:u3": service.history("tools:u3")}
+        for step in range(8):
+            for user, domain in (("a", "office"), ("b", "tools"), ("tools:u3", "tools")):
+                had[user].append(f"{domain}:i{step % 11}")
+                service.observe(user, had[user][-1])
+        for user, history in had.items():
+            for domain in (None, "office", "tools"):
+                where = domain or history[-1].partition(":")[0]
+                k = {"office": 24, "tools": 12}[where] + text * {"office": 2, "tools": 1}[where]
+                got = dict(service.recommend(user, k, domain=domain))
+                assert got == pytest.approx(
+                    dict(recommend(model, history, k, domain=domain)), abs=1e-5
+                )
+        assert {i.split(":")[0] for i, _ in service.recommend("new", 4, domain="tools")} == {
+            "tools"
+        }
+        with pytest.raises(ConfigError, match="domain must be one of office, tools"):
+            service.recommend("a", 3, domain="books")
 
 
 def test_add_items_to_a_domain(settings):

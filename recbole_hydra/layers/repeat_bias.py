@@ -1,5 +1,6 @@
 """A learned number on the scores of items that the user has had already."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +103,26 @@ class RepeatBias(nn.Module):
             steps = (t[row] - where + 1).float()
             kinds = torch.frexp(steps).exponent.long().sub_(1).clamp_(max=DISTANCES - 1)
         return ScoreOffsets(row, items, kinds, SCALE * weight)
+
+    @torch.no_grad()
+    def after(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The offsets after one history, as :meth:`forward` has them, without torch's batches.
+
+        Args:
+            history: item ids, oldest first, (n,) int64, without padding.
+
+        Returns:
+            ``(items, amounts)``: the distinct items of the history, int64, and what is added to
+            their scores, float32.
+        """
+        items, back = np.unique(history[::-1], return_index=True)  # 0 steps back is the last
+        weight = self.weight.numpy()
+        if self.item_weight is not None:
+            weight = weight + self.item_weight.numpy()[items]
+        elif len(weight) > 1:
+            kinds = np.frexp((back + 1).astype(np.float32))[1] - 1
+            weight = weight[np.minimum(kinds, DISTANCES - 1)]
+        return items, np.broadcast_to(np.float32(SCALE) * weight, items.shape)
 
 
 def next_time(item_seq: Tensor) -> Tensor:

@@ -31,17 +31,20 @@ class RotaryPositions(nn.Module):
         positive_number("rope_base", base)
         self.head_dim, self.base = head_dim, base
 
+    def frequency(self, device: torch.device | None = None) -> Tensor:
+        """Radians per step of each pair of features, (head_dim / 2,) float32."""
+        # Not kept as a buffer: model.bfloat16() would round it, and positions with it.
+        pair = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=device)
+        return (self.base ** (-pair / self.head_dim)).float()
+
     def forward(self, x: Tensor, offset: int | Tensor = 0) -> Tensor:
         """Rotate ``x``, (batch, length, heads, head_dim), whose first position is ``offset``: an
         int, or one per row, (batch,)."""
         position = torch.arange(x.shape[1], device=x.device)
-        # Not kept as a buffer: model.bfloat16() would round it, and positions with it.
-        pair = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=x.device)
-        frequency = (self.base ** (-pair / self.head_dim)).float()  # radians per step
         if isinstance(offset, Tensor):
             offset = offset[:, None]
         # (length, 1, head_dim / 2), or with an offset per row (batch, length, 1, head_dim / 2)
-        angle = ((position + offset)[..., None] * frequency).unsqueeze(-2)
+        angle = ((position + offset)[..., None] * self.frequency(x.device)).unsqueeze(-2)
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         # Both halves at once, in few passes over x: threads wait for each other after each.
         first, second = x.chunk(2, dim=-1)

@@ -63,11 +63,11 @@ def recommend(
             "so exclude_history cannot be"
         )
     n_items = vocabulary.item_num
-    start, stop = _candidates(vocabulary, history, domain)
+    start, stop = candidate_range(vocabulary, history, domain)
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= stop - start:
         raise ConfigError(f"k must be in 1 .. {stop - start}, got {k!r}")
 
-    scores = _scores(recommender, config, user_id, history, n_items)
+    scores = scores_of(recommender, config, user_id, history, n_items)
     scores[:start] = scores[stop:] = -torch.inf  # the padding is no item
     if exclude_history:
         scores[history] = -torch.inf
@@ -80,7 +80,7 @@ def recommend(
     ]
 
 
-def _candidates(
+def candidate_range(
     vocabulary: Vocabulary, history: Sequence[int] | None, domain: str | None
 ) -> tuple[int, int]:
     """The range of internal ids that are recommended."""
@@ -136,7 +136,7 @@ def _resolve(
     return 0, history
 
 
-def _scores(
+def scores_of(
     model: AbstractRecommender,
     config: Config,
     user_id: int,

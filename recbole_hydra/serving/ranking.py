@@ -1,0 +1,180 @@
+"""Which items are best for users, by what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+
+from recbole_hydra.errors import ConfigError, DatasetError
+from recbole_hydra.model.sequential_recommender.base import CausalRecommender
+from recbole_hydra.serving.recommend import candidate_range, scores_of
+from recbole_hydra.serving.top_k import Offsets, top_k
+
+
+class Recommendations(list[tuple[str, float]]):
+    """``(raw item id, score)`` pairs, best first.
+
+    Attributes:
+        fallback: "popular" where nothing is known of the user, and the items are those that most
+            had in training, with their number as the score; None otherwise.
+    """
+
+    fallback: str | None = None
+
+
+class Ranking:
+    """The items of a trained model, ranked for users.
+
+    Args:
+        model: from :func:`~recbole_hydra.load_model`.
+        trained: the histories of the training data, items and where each user's begin; None where
+            the checkpoint has none.
+        window: how many of a history's last items the model reads; None for all.
+    """
+
+    def __init__(
+        self, model: Any, trained: tuple[np.ndarray, np.ndarray] | None, window: int | None
+    ) -> None:
+        self._model, self._window = model, window
+        about: Mapping[str, Any] = model.checkpoint
+        self._config, self._vocabulary = about["config"], about["vocabulary"]
+        self.tokens = self._vocabulary.field2id_token[self._vocabulary.iid_field]
+        self._ids = self._vocabulary.field2token_id[self._vocabulary.iid_field]
+        self._table: np.ndarray | None = None  # what states are compared with
+        if isinstance(model, CausalRecommender):
+            with torch.no_grad():
+                self._table = np.ascontiguousarray(model.item_table.detach().float().numpy())
+        had = trained[0] if trained is not None else np.empty(0, np.int64)
+        self._popular = np.bincount(had, minlength=len(self.tokens)).astype(np.float32)
+
+    def id_of(self, item: object, where: str = "") -> int:
+        """The internal id of an item.
+
+        Raises:
+            DatasetError: the model does not know it; ``where`` goes before the message.
+        """
+        known = self._ids.get(str(item))
+        if not known:
+            raise DatasetError(
+                f"{where}{self._vocabulary.iid_field} {item!r}: the model does not know this item"
+            )
+        return known
+
+    def of_histories(
+        self,
+        histories: Sequence[np.ndarray],
+        vectors: np.ndarray | None,
+        k: int,
+        exclude_history: bool,
+        domain: str | None,
+        candidates: Iterable[str | int] | None,
+    ) -> list[Recommendations]:
+        """The best items after each history, internal ids; after none, popular ones.
+
+        Args:
+            vectors: of those that are not empty, (rows, width); None for a model that scores all
+                items by itself.
+        """
+        allowed = None
+        if candidates is not None:
+            allowed = np.zeros(len(self.tokens), bool)
+            allowed[[self.id_of(item, "candidates: ") for item in candidates]] = True
+        found: list[Recommendations] = [Recommendations()] * len(histories)
+        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        row = 0
+        for i, history in enumerate(histories):
+            items = self._range(history, domain)
+            _check_k(k, items[1] - items[0])
+            if len(history):
+                groups.setdefault(items, []).append((i, row))
+                row += 1
+            else:
+                found[i] = self._popular_items(items, int(k), allowed)
+        for items, rows in groups.items():
+            own = None if vectors is None else vectors[[row for _, row in rows]]
+            mine = [histories[i] for i, _ in rows]
+            ids, scores = self._best(mine, own, items, int(k), exclude_history, allowed)
+            for place, (i, _) in enumerate(rows):
+                found[i] = self._named(ids[place], scores[place])
+        return found
+
+    def _range(self, history: np.ndarray, domain: str | None) -> tuple[int, int]:
+        if domain is None and not len(history):
+            return 1, len(self.tokens)
+        return candidate_range(self._vocabulary, history.tolist(), domain)
+
+    def _best(
+        self,
+        histories: Sequence[np.ndarray],
+        vectors: np.ndarray | None,
+        items: tuple[int, int],
+        k: int,
+        exclude_history: bool,
+        allowed: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and scores, (users, k)."""
+        if vectors is not None and self._table is not None:
+            offsets = [self._offsets(history, exclude_history) for history in histories]
+            return top_k(vectors, self._table, k, items, offsets, allowed)
+        ids, scores = np.empty((len(histories), k), np.int64), np.empty((len(histories), k))
+        for row, history in enumerate(histories):
+            with torch.no_grad():
+                own = scores_of(self._model, self._config, 0, history.tolist(), len(self.tokens))
+            own[: items[0]] = own[items[1] :] = -torch.inf
+            if exclude_history:
+                own[history] = -torch.inf
+            if allowed is not None:
+                own[torch.from_numpy(~allowed)] = -torch.inf
+            best = torch.topk(own, k)
+            scores[row], ids[row] = best.values.numpy(), best.indices.numpy()
+        return ids, scores
+
+    def _offsets(self, history: np.ndarray, exclude_history: bool) -> Offsets:
+        """What is added to the scores after a history."""
+        bias = self._model.repeat_bias
+        if exclude_history:
+            items = np.unique(history)
+            return items, np.full(len(items), -np.inf, np.float32)
+        if bias is None:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        return bias.after(history if self._window is None else history[-self._window :])
+
+    def _popular_items(
+        self, items: tuple[int, int], k: int, allowed: np.ndarray | None
+    ) -> Recommendations:
+        """What most had in training."""
+        counts = self._popular.copy()
+        counts[: items[0]] = counts[items[1] :] = -np.inf
+        if allowed is not None:
+            counts[~allowed] = -np.inf
+        best = np.argsort(-counts, kind="stable")[:k]
+        found = self._named(best, counts[best])
+        found.fallback = "popular"
+        return found
+
+    def _named(self, ids: np.ndarray, scores: np.ndarray) -> Recommendations:
+        pairs = zip(ids.tolist(), scores.tolist(), strict=True)
+        return Recommendations(
+            (str(self.tokens[item]), score) for item, score in pairs if score != -np.inf
+        )
+
+    def similar(self, item: str | int, k: int) -> Recommendations:
+        """See :meth:`.Recommender.similar`."""
+        known = self.id_of(item)
+        if self._table is None:
+            raise ConfigError(f"similar: {type(self._model).__name__} has no vectors of items")
+        _check_k(k, len(self.tokens) - 2)
+        length = np.linalg.norm(self._table, axis=1)
+        cosines = self._table @ self._table[known] / np.maximum(length * length[known], 1e-12)
+        cosines[[0, known]] = -np.inf
+        best = np.argsort(-cosines, kind="stable")[: int(k)]
+        return self._named(best, cosines[best])
+
+
+def _check_k(k: Any, most: int) -> None:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= int(k) <= most:
+        raise ConfigError(f"k must be in 1 .. {most}, got {k!r}")

@@ -1,0 +1,253 @@
+"""Recommendations for live users: what they do next is read as it comes."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from recbole_hydra.errors import CheckpointError, DatasetError
+from recbole_hydra.serving.load import load_model
+from recbole_hydra.serving.ranking import Ranking, Recommendations
+from recbole_hydra.serving.states import States
+from recbole_hydra.serving.stores import Entry, Store, open_store
+
+if TYPE_CHECKING:
+    from recbole.model.abstract_recommender import AbstractRecommender
+
+#: Users whose events are read together.
+USERS = 1024
+
+
+class Recommender:
+    """A trained model, and the states of its users: events in, recommendations out.
+
+    With carried state an event is read in one compiled call from what the events before have left,
+    and costs the same after ten as after a hundred thousand. In the reading of windows an event is
+    kept, and the last MAX_ITEM_LIST_LENGTH items are read when recommendations are asked for.
+
+    The users of the training data are there from the start. Threads may share it.
+
+    Args:
+        checkpoint: path of a checkpoint, or a model from :func:`~recbole_hydra.load_model`.
+        store: where the users are kept: None, in memory; a folder; redis://HOST:PORT/0; or a
+            :class:`~recbole_hydra.serving.stores.Store`.
+        reading: "carry", the whole history, or "window", its last items; by default what the
+            model was validated with, ``carry_state``.
+        recompute: let a store of another model's states be taken over: states are computed anew
+            from the histories, as users come.
+
+    Attributes:
+        model, store: see above.
+        reading: "carry" or "window".
+        bytes_per_user: what a user takes in the store beside the history, which is 4 bytes an event
+            and the raw id.
+
+    Raises:
+        CheckpointError: as of ``load_model``, or the checkpoint has no vocabulary.
+        ConfigError: a reading that the model does not have.
+        StoreError: the store cannot be opened, or is of another model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str] | AbstractRecommender,
+        store: str | os.PathLike[str] | Store | None = None,
+        reading: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        given = isinstance(checkpoint, torch.nn.Module)
+        self.model = cast(Any, checkpoint if given else load_model(cast(str, checkpoint)))
+        about = self.model.checkpoint
+        if not about["vocabulary"].field2id_token:
+            raise CheckpointError(f"{about['path']}: holds no vocabulary, so no raw ids")
+        self._lock = threading.RLock()
+        self.store = store if isinstance(store, Store) else open_store(store)
+        try:
+            self._states = States(self.model, self.store, reading, recompute)
+            self._ranking = Ranking(self.model, self._states.trained, self._states.window)
+        except BaseException:
+            self.store.close()
+            raise
+        self.reading = self._states.reading
+        self.bytes_per_user = len(
+            Entry(0, 0, b"", 0, np.empty(self._states.size, np.float32), np.empty(0)).packed()
+        )
+
+    # -- events --------------------------------------------------------------------------------
+
+    def observe(self, user: str | int, item: str | int) -> None:
+        """Take in that ``user`` had ``item``; afterwards it is part of the history, and kept.
+
+        Raises:
+            DatasetError: the model does not know the item; nothing is changed.
+            StoreError: it could not be kept; nothing is changed.
+        """
+        rows = {_user(user): [self._ranking.id_of(item)]}
+        with self._lock:
+            self._states.take_in(rows)
+
+    def observe_many(self, events: Iterable[tuple[str | int, str | int]]) -> int:
+        """Take in events, ``(user, item)``, in their order; those of different users are read
+        together.
+
+        Returns:
+            Their number.
+
+        Raises:
+            DatasetError: an event that is none, or of an item that the model does not know; none
+                of the events is taken in.
+            StoreError: they could not be kept; of more than 1,024 users, those of the first blocks
+                of so many may be there.
+        """
+        rows: dict[str, list[int]] = {}
+        number = 0
+        for event in events:
+            if isinstance(event, str) or not isinstance(event, Sequence) or len(event) != 2:
+                raise DatasetError(f"event {number}: must be a pair (user, item), got {event!r}")
+            where = f"event {number}: "
+            rows.setdefault(_user(event[0], where), []).append(self._ranking.id_of(event[1], where))
+            number += 1
+        users = list(rows)
+        for i in range(0, len(users), USERS):
+            with self._lock:
+                self._states.take_in({user: rows[user] for user in users[i : i + USERS]})
+        return number
+
+    # -- recommendations -----------------------------------------------------------------------
+
+    def recommend(
+        self,
+        user: str | int,
+        k: int = 10,
+        exclude_history: bool = False,
+        domain: str | None = None,
+        candidates: Iterable[str | int] | None = None,
+    ) -> Recommendations:
+        """The ``k`` best items for a user, after all that was observed.
+
+        Args:
+            user: raw id. To a user of whom nothing is known popular items are recommended.
+            k: number of items.
+            exclude_history: leave out what the user has had.
+            domain: of a model of several domains, the one whose items are recommended; by default
+                that of the user's last item.
+            candidates: raw ids; only those are ranked. By default all items.
+
+        Raises:
+            ConfigError: ``k`` out of range, or another domain.
+            DatasetError: a candidate that the model does not know.
+        """
+        return self.recommend_many([user], k, exclude_history, domain, candidates)[0]
+
+    def recommend_many(
+        self,
+        users: Sequence[str | int],
+        k: int = 10,
+        exclude_history: bool = False,
+        domain: str | None = None,
+        candidates: Iterable[str | int] | None = None,
+    ) -> list[Recommendations]:
+        """:meth:`recommend` for many users at once."""
+        names = [_user(user) for user in users]
+        with self._lock:
+            known = self._states.known_of(names, whole=exclude_history)
+            return self._ranked(*known, k, exclude_history, domain, candidates)
+
+    def recommend_to_history(
+        self,
+        history: Iterable[str | int],
+        k: int = 10,
+        exclude_history: bool = False,
+        domain: str | None = None,
+        candidates: Iterable[str | int] | None = None,
+    ) -> Recommendations:
+        """The best items for somebody who had ``history``, raw ids, oldest first; nothing is kept.
+
+        Raises:
+            DatasetError: the history is empty, or has an item that the model does not know.
+            ConfigError: as of :meth:`recommend`.
+        """
+        if isinstance(history, str) or not isinstance(history, Iterable):
+            raise DatasetError(f"history: must be a list of item ids, got {history!r}")
+        ids = np.array([self._ranking.id_of(item, "history: ") for item in history], np.int64)
+        if not len(ids):
+            raise DatasetError("history: it is empty; a recommendation needs at least one item")
+        with self._lock:
+            return self._ranked([ids], [None], k, exclude_history, domain, candidates)[0]
+
+    def _ranked(
+        self,
+        histories: Sequence[np.ndarray],
+        entries: Sequence[Entry | None],
+        k: int,
+        exclude_history: bool,
+        domain: str | None,
+        candidates: Iterable[str | int] | None,
+    ) -> list[Recommendations]:
+        some = [i for i, history in enumerate(histories) if len(history)]
+        vectors = None
+        if some and self._states.encoder is not None:
+            of = [histories[i] for i in some], [entries[i] for i in some]
+            vectors = self._states.vectors(*of)
+        return self._ranking.of_histories(
+            histories, vectors, k, exclude_history, domain, candidates
+        )
+
+    def similar(self, item: str | int, k: int = 10) -> Recommendations:
+        """The items whose vectors point the same way: cosines, best first, without the item.
+
+        Raises:
+            ConfigError: ``k`` out of range, or a model without vectors of items.
+            DatasetError: the model does not know the item.
+        """
+        with self._lock:
+            return self._ranking.similar(item, k)
+
+    # -- users ---------------------------------------------------------------------------------
+
+    def load_users(self, show_progress: bool = False) -> int:
+        """Put the users of the training data into the store, with their states; those who are
+        there stay as they are. Without it, each comes in with the first event.
+
+        Returns:
+            The number of users who came in.
+        """
+        users = [str(u) for u in self._states.users if len(self._states.of_training(str(u)))]
+        came = 0
+        with tqdm(total=len(users), desc="users", disable=not show_progress) as bar:
+            for i in range(0, len(users), USERS):
+                part = users[i : i + USERS]
+                with self._lock:
+                    came += self._states.load(part)
+                bar.update(len(part))
+        return came
+
+    def history(self, user: str | int) -> list[str]:
+        """The raw ids of what a user had, oldest first: as far as the model knows the items."""
+        with self._lock:
+            ids = self._states.history(_user(user))
+        return [str(self._ranking.tokens[item]) for item in ids.tolist()]
+
+    def close(self) -> None:
+        """Let go of the store."""
+        self.store.close()
+
+    def __enter__(self) -> Recommender:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _user(user: object, where: str = "") -> str:
+    """A raw id of a user as text."""
+    if isinstance(user, bool) or not isinstance(user, (str, Integral)) or user == "":
+        raise DatasetError(f"{where}{user!r} is no user id")
+    return str(user)
