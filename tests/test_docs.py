@@ -95,6 +95,7 @@ def trained_before(page, place):
     text = "--item_encoder=text --item_llm=MODEL --data_path=FOLDER"
     before = {
         "docs/recommend.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
+        "docs/live.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
         "docs/resume.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
         "docs/text.md": f"recbole-hydra --model=Hydra --dataset=NAME {text}",
         "docs/domains.md": (

@@ -164,7 +164,8 @@ def test_a_training_run_imports_neither_ray_nor_transformers():
         "import sys\n"
         "from recbole_hydra import run_recbole_hydra\n"
         f"run_recbole_hydra('Hydra', 'tiny', config_dict={small('Hydra')!r})\n"
-        "heavy = {'ray', 'transformers', 'mamba_ssm', 'causal_conv1d'}\n"
+        "heavy = {'ray', 'transformers', 'mamba_ssm', 'causal_conv1d', 'lmdb', 'redis'}\n"
+        "heavy |= {'recbole_hydra.serving.recommender', 'recbole_hydra.serving.stores'}\n"
         "heavy.add('recbole_hydra.ops.selective_scan.triton_gpu')\n"  # torch imports triton itself
         "print('IMPORTED', sorted(heavy & set(sys.modules)))\n"
     )

@@ -44,5 +44,5 @@ def open_store(where: str | os.PathLike[str] | None) -> Store:
         return LMDBStore(os.path.expanduser(text))
     except ImportError as error:
         raise StoreError(
-            f"store: {error.name} is not installed; pip install 'recbole_hydra[serve]'"
+            f"store: {error.name} is not installed; pip install 'recbole-hydra[serve]'"
         ) from error
