@@ -18,6 +18,7 @@ USAGE = """\
 usage: recbole-hydra --model=NAME --dataset=NAME [--key=value ...]
        recbole-hydra compare --help
        recbole-hydra tune --help
+       recbole-hydra recommend --help
 
 Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation and test metrics.
 
@@ -75,6 +76,24 @@ Search the hyperparameters of a model with Ray Tune, on validation; test the bes
 """
 
 
+RECOMMEND_USAGE = """\
+usage: recbole-hydra recommend --checkpoint=FILE --output=FILE.parquet [--key=value ...]
+
+Write the best items of all users to a Parquet file: user, rank, item, score.
+
+  --checkpoint=FILE         of a training run, saved/....best.pth
+  --output=FILE.parquet     new; while it is made, FILE.parquet.parts holds what is done
+  --users=all               all of the training data, or a file with one id a line
+  --k=10                    items per user
+  --exclude_history=True    leave out what a user has had
+  --domain=NAME             of a model of several domains
+  --store=FOLDER            users as a Recommender keeps them there, or redis://HOST:PORT/0
+  --vectors=FOLDER          write the vectors of items and users there; --output may be left out
+  --resume=True             continue a call that was killed
+  --show_progress=False     no progress bar
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -91,10 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if argv else 2
     command: Callable[[list[str]], Any] = train
     hint = "--resume=FILE.last.pth continues"
-    if argv[0] in ("compare", "tune"):
-        usage = {"compare": COMPARE_USAGE, "tune": TUNE_USAGE}[argv[0]]
-        command = {"compare": compare, "tune": tune}[argv[0]]
-        hint = "the report is of what is finished; --resume=True continues"
+    if argv[0] in _JOBS:
+        command, usage, hint = _JOBS[argv[0]]
         argv = argv[1:]
         if not argv or argv[0] in ("-h", "--help", "help"):
             print(usage, end="")
@@ -264,6 +281,60 @@ def tune(argv: list[str]) -> Sweep:
     print(f"\n{sweep.folder}: best.yaml, trials.csv, sweep.png")
     print(f"train the best configuration:\n{sweep.command}")
     return sweep
+
+
+def recommend(argv: list[str]) -> None:
+    """Run the job ``recommend``, and say what was written."""
+    from recbole_hydra.checks import did_you_mean
+    from recbole_hydra.errors import BulkError
+    from recbole_hydra.settings.rules import integer, switch
+    from recbole_hydra.settings.spelling import home, parse_arguments, parse_value
+
+    arguments = parse_arguments(argv)
+    known = (
+        "checkpoint", "output", "users", "k", "exclude_history", "domain", "store", "vectors",
+        "resume", "show_progress",
+    )  # fmt: skip
+    for key in arguments:
+        if key not in known:
+            raise BulkError(f"recommend: unknown key {key!r}{did_you_mean(key, known)}")
+    for missing in ("checkpoint", "output or --vectors"):
+        if not arguments.keys() & set(missing.replace("--", "").split(" or ")):
+            raise BulkError(
+                f"recommend: --{missing} is missing; see recbole-hydra recommend --help"
+            )
+    switches = {
+        key: switch()(key, parse_value(arguments.get(key, default)))
+        for key, default in (
+            ("exclude_history", "False"), ("resume", "False"), ("show_progress", "True")
+        )
+    }  # fmt: skip
+    k = integer(least=1)("k", parse_value(arguments.get("k", "10")))
+
+    from recbole_hydra.serving.bulk import read_users, recommend_all, write_vectors
+    from recbole_hydra.serving.recommender import Recommender
+
+    given = arguments.get("users", "all")
+    users = None if given == "all" else read_users(home(given))
+    with Recommender(home(arguments["checkpoint"]), arguments.get("store")) as service:
+        if "output" in arguments:
+            output, domain = home(arguments["output"]), arguments.get("domain")
+            number = recommend_all(service, output, users, k, domain=domain, **switches)
+            print(f"{output}: {number:,} users")
+        if "vectors" in arguments:
+            folder = home(arguments["vectors"])
+            write_vectors(service, folder, users)
+            print(f"{folder}: items.parquet, users.parquet, vectors.json")
+
+
+#: By name: what runs, its usage, and what to say after an interruption.
+_JOBS: dict[str, tuple[Callable[[list[str]], Any], str, str]] = {
+    "compare": (
+        compare, COMPARE_USAGE, "the report is of what is finished; --resume=True continues"
+    ),
+    "tune": (tune, TUNE_USAGE, "the report is of what is finished; --resume=True continues"),
+    "recommend": (recommend, RECOMMEND_USAGE, "--resume=True continues"),
+}  # fmt: skip
 
 
 if __name__ == "__main__":

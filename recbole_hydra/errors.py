@@ -25,6 +25,10 @@ class BackendError(RecBoleHydraError):
     """A named backend of an operation that is not available or does not fit the call."""
 
 
+class BulkError(RecBoleHydraError):
+    """A call for all users that cannot be made, or whose output is taken."""
+
+
 class StoreError(RecBoleHydraError):
     """A store of users' states that cannot be opened, read or written."""
 

@@ -41,6 +41,8 @@ def printed(code, *arguments):
         (["--help"], 0, ""),
         (["compare", "--help"], 0, ""),
         (["tune", "--help"], 0, ""),
+        (["recommend", "--help"], 0, ""),
+        (["recommend", "--checkpoint=x", "--output=y", "--k=0"], 2, "k must be a positive integer"),
         ([], 2, ""),
         (["frobnicate"], 2, "unknown command 'frobnicate'; see recbole-hydra --help"),
         (["--model=Hydra", "--epochs"], 2, "--epochs has no value"),

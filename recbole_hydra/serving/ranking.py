@@ -44,10 +44,10 @@ class Ranking:
         self._config, self._vocabulary = about["config"], about["vocabulary"]
         self.tokens = self._vocabulary.field2id_token[self._vocabulary.iid_field]
         self._ids = self._vocabulary.field2token_id[self._vocabulary.iid_field]
-        self._table: np.ndarray | None = None  # what states are compared with
+        self.table: np.ndarray | None = None  # what states are compared with
         if isinstance(model, CausalRecommender):
             with torch.no_grad():
-                self._table = np.ascontiguousarray(model.item_table.detach().float().numpy())
+                self.table = np.ascontiguousarray(model.item_table.detach().float().numpy())
         had = trained[0] if trained is not None else np.empty(0, np.int64)
         self._popular = np.bincount(had, minlength=len(self.tokens)).astype(np.float32)
 
@@ -73,34 +73,57 @@ class Ranking:
         domain: str | None,
         candidates: Iterable[str | int] | None,
     ) -> list[Recommendations]:
+        """:meth:`best`, by raw ids."""
+        ids, scores = self.best(histories, vectors, k, exclude_history, domain, candidates)
+        found = [self._named(*row) for row in zip(ids, scores, strict=True)]
+        for history, named in zip(histories, found, strict=True):
+            named.fallback = None if len(history) else "popular"
+        return found
+
+    def best(
+        self,
+        histories: Sequence[np.ndarray],
+        vectors: np.ndarray | None,
+        k: int,
+        exclude_history: bool = False,
+        domain: str | None = None,
+        candidates: Iterable[str | int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The best items after each history, internal ids; after none, popular ones.
 
         Args:
             vectors: of those that are not empty, (rows, width); None for a model that scores all
                 items by itself.
+
+        Returns:
+            Internal ids and scores, both (histories, k), best first; where there are fewer, scores
+            are ``-inf``.
+
+        Raises:
+            ConfigError, DatasetError: as of :meth:`.Recommender.recommend`.
         """
         allowed = None
         if candidates is not None:
             allowed = np.zeros(len(self.tokens), bool)
             allowed[[self.id_of(item, "candidates: ") for item in candidates]] = True
-        found: list[Recommendations] = [Recommendations()] * len(histories)
-        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        row = 0
+        groups: dict[tuple[int, int, bool], list[int]] = {}
         for i, history in enumerate(histories):
-            items = self._range(history, domain)
-            _check_k(k, items[1] - items[0])
-            if len(history):
-                groups.setdefault(items, []).append((i, row))
-                row += 1
+            begin, end = self._range(history, domain)
+            _check_k(k, end - begin)
+            groups.setdefault((begin, end, len(history) > 0), []).append(i)
+        place = np.cumsum([len(history) > 0 for history in histories]) - 1
+        ids = np.empty((len(histories), int(k)), np.int64)
+        scores = np.empty((len(histories), int(k)), np.float32)
+        for (begin, end, something), rows in groups.items():
+            if something:
+                own = None if vectors is None else vectors[place[rows]]
+                mine = [histories[i] for i in rows]
+                ids[rows], scores[rows] = self._best(
+                    mine, own, (begin, end), int(k), exclude_history, allowed
+                )
             else:
-                found[i] = self._popular_items(items, int(k), allowed)
-        for items, rows in groups.items():
-            own = None if vectors is None else vectors[[row for _, row in rows]]
-            mine = [histories[i] for i, _ in rows]
-            ids, scores = self._best(mine, own, items, int(k), exclude_history, allowed)
-            for place, (i, _) in enumerate(rows):
-                found[i] = self._named(ids[place], scores[place])
-        return found
+                ids[rows], scores[rows] = self._popular_items((begin, end), int(k), allowed)
+        return ids, scores
 
     def _range(self, history: np.ndarray, domain: str | None) -> tuple[int, int]:
         if domain is None and not len(history):
@@ -117,9 +140,9 @@ class Ranking:
         allowed: np.ndarray | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores, (users, k)."""
-        if vectors is not None and self._table is not None:
+        if vectors is not None and self.table is not None:
             offsets = [self._offsets(history, exclude_history) for history in histories]
-            return top_k(vectors, self._table, k, items, offsets, allowed)
+            return top_k(vectors, self.table, k, items, offsets, allowed)
         ids, scores = np.empty((len(histories), k), np.int64), np.empty((len(histories), k))
         for row, history in enumerate(histories):
             with torch.no_grad():
@@ -145,16 +168,14 @@ class Ranking:
 
     def _popular_items(
         self, items: tuple[int, int], k: int, allowed: np.ndarray | None
-    ) -> Recommendations:
-        """What most had in training."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What most had in training, and how many, both (k,)."""
         counts = self._popular.copy()
         counts[: items[0]] = counts[items[1] :] = -np.inf
         if allowed is not None:
             counts[~allowed] = -np.inf
         best = np.argsort(-counts, kind="stable")[:k]
-        found = self._named(best, counts[best])
-        found.fallback = "popular"
-        return found
+        return best, counts[best]
 
     def _named(self, ids: np.ndarray, scores: np.ndarray) -> Recommendations:
         pairs = zip(ids.tolist(), scores.tolist(), strict=True)
@@ -165,11 +186,11 @@ class Ranking:
     def similar(self, item: str | int, k: int) -> Recommendations:
         """See :meth:`.Recommender.similar`."""
         known = self.id_of(item)
-        if self._table is None:
+        if self.table is None:
             raise ConfigError(f"similar: {type(self._model).__name__} has no vectors of items")
         _check_k(k, len(self.tokens) - 2)
-        length = np.linalg.norm(self._table, axis=1)
-        cosines = self._table @ self._table[known] / np.maximum(length * length[known], 1e-12)
+        length = np.linalg.norm(self.table, axis=1)
+        cosines = self.table @ self.table[known] / np.maximum(length * length[known], 1e-12)
         cosines[[0, known]] = -np.inf
         best = np.argsort(-cosines, kind="stable")[: int(k)]
         return self._named(best, cosines[best])

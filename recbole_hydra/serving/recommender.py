@@ -45,6 +45,8 @@ class Recommender:
 
     Attributes:
         model, store: see above.
+        states, ranking: its parts, :class:`~recbole_hydra.serving.states.States` of the users and
+            :class:`~recbole_hydra.serving.ranking.Ranking` of the items.
         reading: "carry" or "window".
         bytes_per_user: what a user takes in the store beside the history, which is 4 bytes an event
             and the raw id.
@@ -70,14 +72,14 @@ class Recommender:
         self._lock = threading.RLock()
         self.store = store if isinstance(store, Store) else open_store(store)
         try:
-            self._states = States(self.model, self.store, reading, recompute)
-            self._ranking = Ranking(self.model, self._states.trained, self._states.window)
+            self.states = States(self.model, self.store, reading, recompute)
+            self.ranking = Ranking(self.model, self.states.trained, self.states.window)
         except BaseException:
             self.store.close()
             raise
-        self.reading = self._states.reading
+        self.reading = self.states.reading
         self.bytes_per_user = len(
-            Entry(0, 0, b"", 0, np.empty(self._states.size, np.float32), np.empty(0)).packed()
+            Entry(0, 0, b"", 0, np.empty(self.states.size, np.float32), np.empty(0)).packed()
         )
 
     # -- events --------------------------------------------------------------------------------
@@ -89,9 +91,9 @@ class Recommender:
             DatasetError: the model does not know the item; nothing is changed.
             StoreError: it could not be kept; nothing is changed.
         """
-        rows = {_user(user): [self._ranking.id_of(item)]}
+        rows = {_user(user): [self.ranking.id_of(item)]}
         with self._lock:
-            self._states.take_in(rows)
+            self.states.take_in(rows)
 
     def observe_many(self, events: Iterable[tuple[str | int, str | int]]) -> int:
         """Take in events, ``(user, item)``, in their order; those of different users are read
@@ -112,12 +114,12 @@ class Recommender:
             if isinstance(event, str) or not isinstance(event, Sequence) or len(event) != 2:
                 raise DatasetError(f"event {number}: must be a pair (user, item), got {event!r}")
             where = f"event {number}: "
-            rows.setdefault(_user(event[0], where), []).append(self._ranking.id_of(event[1], where))
+            rows.setdefault(_user(event[0], where), []).append(self.ranking.id_of(event[1], where))
             number += 1
         users = list(rows)
         for i in range(0, len(users), USERS):
             with self._lock:
-                self._states.take_in({user: rows[user] for user in users[i : i + USERS]})
+                self.states.take_in({user: rows[user] for user in users[i : i + USERS]})
         return number
 
     # -- recommendations -----------------------------------------------------------------------
@@ -157,7 +159,7 @@ class Recommender:
         """:meth:`recommend` for many users at once."""
         names = [_user(user) for user in users]
         with self._lock:
-            known = self._states.known_of(names, whole=exclude_history)
+            known = self.states.known_of(names, whole=exclude_history)
             return self._ranked(*known, k, exclude_history, domain, candidates)
 
     def recommend_to_history(
@@ -176,11 +178,33 @@ class Recommender:
         """
         if isinstance(history, str) or not isinstance(history, Iterable):
             raise DatasetError(f"history: must be a list of item ids, got {history!r}")
-        ids = np.array([self._ranking.id_of(item, "history: ") for item in history], np.int64)
+        ids = np.array([self.ranking.id_of(item, "history: ") for item in history], np.int64)
         if not len(ids):
             raise DatasetError("history: it is empty; a recommendation needs at least one item")
         with self._lock:
             return self._ranked([ids], [None], k, exclude_history, domain, candidates)[0]
+
+    def best_ids(
+        self,
+        users: Sequence[str],
+        k: int,
+        exclude_history: bool = False,
+        domain: str | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`recommend_many` as arrays: internal ids and scores, see :meth:`.Ranking.best`."""
+        with self._lock:
+            histories, entries = self.states.known_of(users, whole=exclude_history)
+            vectors = self._vectors(histories, entries)
+            return self.ranking.best(histories, vectors, k, exclude_history, domain)
+
+    def _vectors(
+        self, histories: Sequence[np.ndarray], entries: Sequence[Entry | None]
+    ) -> np.ndarray | None:
+        """Of those whose history is not empty; None for a model that has no vectors of users."""
+        some = [i for i, history in enumerate(histories) if len(history)]
+        if not some or self.states.encoder is None:
+            return None
+        return self.states.vectors([histories[i] for i in some], [entries[i] for i in some])
 
     def _ranked(
         self,
@@ -191,14 +215,8 @@ class Recommender:
         domain: str | None,
         candidates: Iterable[str | int] | None,
     ) -> list[Recommendations]:
-        some = [i for i, history in enumerate(histories) if len(history)]
-        vectors = None
-        if some and self._states.encoder is not None:
-            of = [histories[i] for i in some], [entries[i] for i in some]
-            vectors = self._states.vectors(*of)
-        return self._ranking.of_histories(
-            histories, vectors, k, exclude_history, domain, candidates
-        )
+        vectors = self._vectors(histories, entries)
+        return self.ranking.of_histories(histories, vectors, k, exclude_history, domain, candidates)
 
     def similar(self, item: str | int, k: int = 10) -> Recommendations:
         """The items whose vectors point the same way: cosines, best first, without the item.
@@ -208,7 +226,7 @@ class Recommender:
             DatasetError: the model does not know the item.
         """
         with self._lock:
-            return self._ranking.similar(item, k)
+            return self.ranking.similar(item, k)
 
     # -- users ---------------------------------------------------------------------------------
 
@@ -219,21 +237,25 @@ class Recommender:
         Returns:
             The number of users who came in.
         """
-        users = [str(u) for u in self._states.users if len(self._states.of_training(str(u)))]
+        users = self.trained_users()
         came = 0
         with tqdm(total=len(users), desc="users", disable=not show_progress) as bar:
             for i in range(0, len(users), USERS):
                 part = users[i : i + USERS]
                 with self._lock:
-                    came += self._states.load(part)
+                    came += self.states.load(part)
                 bar.update(len(part))
         return came
+
+    def trained_users(self) -> list[str]:
+        """The raw ids of the users who have a history in the training data."""
+        return [str(u) for u in self.states.users if len(self.states.of_training(str(u)))]
 
     def history(self, user: str | int) -> list[str]:
         """The raw ids of what a user had, oldest first: as far as the model knows the items."""
         with self._lock:
-            ids = self._states.history(_user(user))
-        return [str(self._ranking.tokens[item]) for item in ids.tolist()]
+            ids = self.states.history(_user(user))
+        return [str(self.ranking.tokens[item]) for item in ids.tolist()]
 
     def close(self) -> None:
         """Let go of the store."""
