@@ -83,6 +83,8 @@ def run(line, place, **more):
     small = {"--epochs": "1", "--show_progress": "False", "--item_llm_cache": "cache", **more}
     if not given & {"--item_encoder", "--adapt_from"}:
         small.pop("--item_llm_cache")
+    if argv[0] == "recommend":  # nothing is trained
+        small = {"--show_progress": "False"}
     argv += [f"{key}={value}" for key, value in small.items() if key not in given]
     error = io.StringIO()
     with contextlib.redirect_stderr(error):
