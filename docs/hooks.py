@@ -41,7 +41,7 @@ def on_files(files, config):
     from mkdocs.structure.files import File
 
     for path in sorted((ROOT / "benchmarks" / "results").rglob("*")):
-        if path.suffix in (".md", ".png"):
+        if path.suffix in (".md", ".png", ".csv", ".yaml"):
             name = path.relative_to(ROOT / "benchmarks").as_posix()
             files.append(
                 File(name, ROOT / "benchmarks", config.site_dir, config.use_directory_urls)
@@ -53,4 +53,5 @@ def on_page_markdown(markdown, page, config, files):
     """Write the settings into their page; a link that is right in a checkout is right here, too."""
     if page.file.src_uri == "reference/settings.md":
         return settings_page()
-    return markdown.replace("](../benchmarks/results/", "](results/")
+    markdown = markdown.replace("](../benchmarks/results/", "](results/")
+    return markdown.replace("](../dataset/README.md", "](data.md")

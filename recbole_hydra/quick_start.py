@@ -68,7 +68,7 @@ def run_recbole_hydra(
 
 def load_data_and_model(
     path: str | os.PathLike[str],
-    model: type | None = None,
+    model: str | type | None = None,
     config_dict: Mapping[str, Any] | None = None,
     load_data: Callable[[Config], PreparedData] = prepare_data,
 ) -> tuple[
@@ -83,7 +83,7 @@ def load_data_and_model(
 
     Args:
         path: a checkpoint of recbole_hydra, best or last.
-        model: the class, where it is neither ours nor RecBole's.
+        model: the class, or FILE.py:NAME, where it is neither ours nor RecBole's.
         config_dict: settings that go over the checkpoint's, such as ``data_path``.
         load_data: as in :func:`.train`.
 

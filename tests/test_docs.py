@@ -65,6 +65,8 @@ def place(tmp_path, make_llm):
     for seed, name in enumerate(("ml-100k", "NAME", "NEW", "amazon-office", "amazon-industrial")):
         write(tmp_path / "dataset", name, users, [*items, "302", "377", "2122"], seed)
     (tmp_path / "mine.yaml").write_text("learning_rate: 0.001\n")
+    causal = (ROOT / "docs" / "causal.md").read_text("utf-8")
+    (tmp_path / "mymodel.py").write_text(BLOCK.search(causal)[3])
     return {"MODEL": make_llm(), "FOLDER": str(tmp_path / "dataset")}
 
 

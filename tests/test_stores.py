@@ -181,10 +181,41 @@ def test_two_servers_on_one_redis_lose_nothing(redis_url):
 
 def test_a_folder_is_one_process_s(tmp_path):
     first = open_store(tmp_path / "s")
-    with pytest.raises(StoreError, match="another process uses it; .* by Redis"):
+    with pytest.raises(StoreError, match="is in use, by another process or by this one; .* Redis"):
         open_store(tmp_path / "s")
     first.close()
     open_store(tmp_path / "s").close()
+
+
+def test_a_redis_that_lost_its_data_takes_nothing_more(redis_url):
+    """Numbers of items that another server gives from then on mean other items."""
+    import redis
+
+    store = open_store(redis_url)
+    store.numbers(["x", "y"])
+    store.write([change("a", 0, [0, 1])])
+    redis.Redis.from_url(redis_url).flushdb()
+    for ask in (lambda: store.write([change("b", 0, [1])]), lambda: store.numbers(["z"])):
+        with pytest.raises(StoreError, match="the data that were there are gone"):
+            ask()
+    again = open_store(redis_url)
+    assert again.numbers(["y"]).tolist() == [0] and len(again) == 0
+
+
+def test_a_redis_without_memory_takes_none_of_a_block(redis_url):
+    import redis
+
+    store, client = open_store(redis_url), redis.Redis.from_url(redis_url)
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 300_000)
+    try:
+        count = 0
+        with pytest.raises(StoreError, match="Redis does not do its work"):
+            while True:
+                store.write([change(f"u{count}-{i}", 0, [1] * 500) for i in range(100)])
+                count += 1
+    finally:
+        client.config_set("maxmemory", 0)
+    assert len(store) == 100 * count == len(list(store.users()))
 
 
 def _write_until_killed(folder, acknowledged):
@@ -228,6 +259,11 @@ def test_a_kill_loses_no_acknowledged_event(tmp_path):
         ("postgres://localhost/x", "postgres:// is not known; give a folder, or redis://"),
         ("redis://127.0.0.1:1/0", "redis://127.0.0.1:1/0: Redis does not do its work"),
         ("redis://me:secret@127.0.0.1:1/0", "^127.0.0.1:1/0: Redis does not"),
+        ("redis://127.0.0.1:1/0?password=secret", "^redis://127.0.0.1:1/0: Redis does not"),
+        ("redis://127.0.0.1:1/0?foo=bar", "127.0.0.1:1/0: "),
+        ("", "store: '' is no name of a folder"),
+        ("a\0b", "is no name of a folder"),
+        ("x" * 300, "cannot be written .File name too long"),
         ("redis://localhost:port/0", "is no address of Redis"),
     ],
 )

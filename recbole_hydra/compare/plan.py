@@ -17,6 +17,7 @@ from recbole_hydra.data import create_dataset, user_histories
 from recbole_hydra.errors import ComparisonError, DatasetError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import is_causal
+from recbole_hydra.model.from_file import absolute, is_in_file
 from recbole_hydra.output_folder import OutputFolder
 from recbole_hydra.settings.config import PATH_KEYS, PROTOCOL, Config
 from recbole_hydra.settings.known_keys import OPTIONS
@@ -32,10 +33,14 @@ FEWEST_USERS = 10
 
 @dataclass
 class Task:
-    """One run: the layers of its Config, and its folder."""
+    """One run: the layers of its Config, and its folder.
+
+    ``model`` is what tables call it, ``model_class`` the name, or the file and name, of its class.
+    """
 
     dataset: str
     model: str
+    model_class: str
     seed: int
     config_files: list
     settings: dict
@@ -90,8 +95,12 @@ def make_plan(
     seeds = _seeds(seeds)
     if with_pop and POPULARITY not in models:
         models = [*models, POPULARITY]
-    for model in models:
-        get_model(model)  # raises for an unknown one
+    named = [(name, get_model(name)) for name in models]  # raises for an unknown one
+    classes = {model.__name__ if is_in_file(name) else name: model for name, model in named}
+    if len(classes) < len(named):
+        raise ComparisonError(f"models: two of {', '.join(models)} have the same name")
+    names = dict(zip(classes, map(absolute, models), strict=True))
+    models = list(classes)
     files_of = {name: _paths(files) for name, files in (model_config or {}).items()}
     for name in files_of:
         if name not in models:
@@ -113,8 +122,8 @@ def make_plan(
     else:
         config_dict["domains"] = domains
         datasets = ["+".join(domains)]
-    mode = _training_mode(arguments, config_dict, common, models)
-    _refuse_other_modes(mode, files_of)
+    mode = _training_mode(arguments, config_dict, common, classes)
+    _refuse_other_modes(mode, {classes[name]: files for name, files in files_of.items()})
     # What a run's own folder and the mode decide goes in by itself.
     argv = [
         f"--{key}={value}"
@@ -134,14 +143,14 @@ def make_plan(
         configs, layers = {}, {}
         for model in models:
             files = [*common, *files_of.get(model, [])]
-            own = {**config_dict, "training_mode": mode if _has_mode(model) else "auto"}
-            configs[model] = Config(model, dataset, files, own, argv, options=options)
+            own = {**config_dict, "training_mode": mode if _has_mode(classes[model]) else "auto"}
+            configs[model] = Config(names[model], dataset, files, own, argv, options=options)
             layers[model] = files, own
         if any(config["rank_all_items"] for config in configs.values()):
             # A model reads items that have no interactions: all models rank them.
             for model, (files, own) in layers.items():
                 own["rank_all_items"] = True
-                configs[model] = Config(model, dataset, files, own, argv, options=options)
+                configs[model] = Config(names[model], dataset, files, own, argv, options=options)
         _check_protocol(dataset, configs)
         fingerprints[dataset] = _check_data(dataset, configs[models[0]])
         settings[dataset] = {}
@@ -161,7 +170,9 @@ def make_plan(
                 folder = str(runs / dataset / model / f"seed-{seed}")
                 own = {**own, **fixed, "seed": seed}
                 larger = config["valid_metric_bigger"]
-                tasks.append(Task(dataset, model, seed, files, own, argv, folder, larger))
+                tasks.append(
+                    Task(dataset, model, names[model], seed, files, own, argv, folder, larger)
+                )
     identity = {
         "models": models,
         "datasets": datasets,
@@ -240,28 +251,28 @@ def _refuse_own_keys(where: str, keys: Iterable[str]) -> None:
             raise ComparisonError(f"{where}{key}: a comparison sets it for every run; {own[key]}")
 
 
-def _refuse_other_modes(mode: str, model_config: Mapping[str, Sequence[str]]) -> None:
+def _refuse_other_modes(mode: str, model_config: Mapping[type, Sequence[str]]) -> None:
     """A model's own settings cannot have another mode than the table's."""
     for model, files in model_config.items():
         for file in files:
             own = _read_yaml(file).get("training_mode", "auto")
             if _has_mode(model) and own not in ("auto", mode):
                 raise ComparisonError(
-                    f"config file {file}: training_mode {own} for {model}, the table's is {mode}; "
-                    "a table needs one for all: set it with --training_mode, or remove it"
+                    f"config file {file}: training_mode {own} for {model.__name__}, the table's is "
+                    f"{mode}; a table needs one for all: set it with --training_mode, or remove it"
                 )
 
 
-def _has_mode(model: str) -> bool:
+def _has_mode(model: type) -> bool:
     """Whether ``training_mode`` has a meaning for a model: for sequential ones."""
-    return getattr(get_model(model), "type", None) == ModelType.SEQUENTIAL
+    return getattr(model, "type", None) == ModelType.SEQUENTIAL
 
 
 def _training_mode(
     arguments: Mapping[str, str],
     config_dict: Mapping[str, Any],
     files: Sequence[str],
-    models: Sequence[str],
+    classes: Mapping[str, type],
 ) -> str:
     """The one mode of all sequential models: the one that was asked for, or the fast one."""
 
@@ -272,9 +283,9 @@ def _training_mode(
 
     asked = setting("training_mode", "auto")
     one_of("training_mode", asked, ("auto", "autoregressive", "augmentation"))
-    sequential = [model for model in models if _has_mode(model)]
+    sequential = [name for name, model in classes.items() if _has_mode(model)]
     named = check("causal_models", setting("causal_models", None), common_rules()) or ()
-    others = [m for m in sequential if m not in named and not is_causal(get_model(m))]
+    others = [m for m in sequential if m not in named and not is_causal(classes[m])]
     if asked == "augmentation" or not sequential:
         return "augmentation"
     if others:

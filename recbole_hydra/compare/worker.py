@@ -72,10 +72,10 @@ def run(task: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
         emit(epoch=entry["epoch"], score=entry["valid_score"], best=best)
 
     # Models without epochs, such as Pop, need no best epoch.
-    saved = getattr(get_model(task["model"]), "type", None) != ModelType.TRADITIONAL
+    saved = getattr(get_model(task["model_class"]), "type", None) != ModelType.TRADITIONAL
     done = train_or_continue(
         "checkpoints",
-        task["model"],
+        task["model_class"],
         task["dataset"],
         config_file_list=task["config_files"],
         config_dict=task["settings"],

@@ -10,6 +10,7 @@ from recbole.utils import get_model as get_recbole_model
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.compat.models import repair_model_module
 from recbole_hydra.errors import ConfigError
+from recbole_hydra.model.from_file import class_in_file, is_in_file
 from recbole_hydra.model.sequential_recommender import Hydra, Mamba4Rec
 
 #: The models of this package.
@@ -24,12 +25,15 @@ def recbole_model_names() -> tuple[str, ...]:
 
 
 def get_model(name: str) -> type:
-    """Return the model class called ``name``, as RecBole's ``get_model`` does for its own.
+    """Return the model class called ``name``, as RecBole's ``get_model`` does for its own, or that
+    in a file, ``mine.py:MyModel``.
 
     Raises:
         ConfigError: no such model (the nearest name is offered), or one that needs a library which
-            is not installed.
+            is not installed; or as :func:`~recbole_hydra.model.from_file.class_in_file`.
     """
+    if is_in_file(name):
+        return class_in_file(name)
     if name in MODELS:
         return MODELS[name]
     try:
@@ -38,6 +42,7 @@ def get_model(name: str) -> type:
         if isinstance(error, ImportError) and name in recbole_model_names():
             raise ConfigError(f"model: {name} needs a library: {error}; pip install it") from error
         hint = did_you_mean(name, [*MODELS, *recbole_model_names()])
+        hint = hint or "; one of your own is named with its file, FILE.py:NAME"
         raise ConfigError(f"model: there is no model {name!r}{hint}") from None
     repair_model_module(importlib.import_module(model.__module__))
     return model

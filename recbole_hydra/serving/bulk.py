@@ -171,9 +171,9 @@ def _vectors_of(
         block = list(names[i : i + USERS])
         histories, entries = service.states.known_of(block, whole=False)
         some = [j for j, history in enumerate(histories) if len(history)]
-        if some:
-            known = [histories[j] for j in some], [entries[j] for j in some]
-            yield [block[j] for j in some], service.states.vectors(*known)
+        vectors = service.states.vectors(histories, entries)
+        if vectors is not None:
+            yield [block[j] for j in some], vectors
 
 
 def _write_vectors(file: Path, blocks: Iterator[tuple[list[str], np.ndarray]]) -> None:

@@ -7,6 +7,7 @@ some fifty small torch operations there, each slower than its arithmetic. The eq
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -24,6 +25,9 @@ from recbole_hydra.serving.kernels import ROWS, HydraWeights, Mamba4RecWeights, 
 
 #: Items that are read at once from which threads are worth waking.
 PARALLEL_ITEMS = 64
+
+#: numba has one pool of threads, and not every kind of pool takes two callers.
+_POOL = threading.Lock()
 
 
 def _array(x: Tensor) -> np.ndarray:
@@ -196,13 +200,15 @@ class CompiledEncoder:
             states = np.zeros((rows, self.state_size), np.float32)
             positions = np.zeros(rows, np.int64)
         vectors = np.empty((rows, self.width), np.float32)
-        run = self._serial
-        if rows > 1 and len(items) >= PARALLEL_ITEMS and use_torch_threads() > 1:
-            run = self._parallel
-        run(
+        arguments = (
             items, start, self._table, self._weights, self._mambas, stacks * self._layers,
             self._layers, positions, states, vectors,
         )  # fmt: skip
+        if rows > 1 and len(items) >= PARALLEL_ITEMS and use_torch_threads() > 1:
+            with _POOL:
+                self._parallel(*arguments)
+        else:
+            self._serial(*arguments)
         return vectors
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def load_model(
     path: str | os.PathLike[str],
-    model: type | None = None,
+    model: str | type | None = None,
     device: str | torch.device = "cpu",
     config_dict: Mapping[str, Any] | None = None,
 ) -> AbstractRecommender:
@@ -26,7 +26,7 @@ def load_model(
 
     Args:
         path: a checkpoint of recbole_hydra, best or last.
-        model: the class, where it is neither ours nor RecBole's.
+        model: the class, or FILE.py:NAME, where it is neither ours nor RecBole's.
         device: where to put it.
         config_dict: settings that go over the checkpoint's, such as ``item_llm``, where the
             language model of the items' texts is now.

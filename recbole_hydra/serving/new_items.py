@@ -41,6 +41,11 @@ def add_items(
             "add_items: takes a model of load_model with item_encoder text or id+text; by its id "
             "alone nothing is known of a new item"
         )
+    if model.checkpoint.get("is_served"):
+        raise ConfigError(
+            "add_items: a Recommender uses this model; add the items before it is made, or load "
+            "the model once more"
+        )
     config, vocabulary = model.checkpoint["config"], model.checkpoint["vocabulary"]
     domains = getattr(vocabulary, "domains", None)
     settings, prefix, place = config, "", vocabulary.item_num

@@ -47,7 +47,7 @@ class Ranking:
         self.table: np.ndarray | None = None  # what states are compared with
         if isinstance(model, CausalRecommender):
             with torch.no_grad():
-                self.table = np.ascontiguousarray(model.item_table.detach().float().numpy())
+                self.table = np.ascontiguousarray(model.item_table.detach().float().cpu().numpy())
         had = trained[0] if trained is not None else np.empty(0, np.int64)
         self._popular = np.bincount(had, minlength=len(self.tokens)).astype(np.float32)
 
@@ -72,9 +72,10 @@ class Ranking:
         exclude_history: bool,
         domain: str | None,
         candidates: Iterable[str | int] | None,
+        users: Sequence[int] | None = None,
     ) -> list[Recommendations]:
         """:meth:`best`, by raw ids."""
-        ids, scores = self.best(histories, vectors, k, exclude_history, domain, candidates)
+        ids, scores = self.best(histories, vectors, k, exclude_history, domain, candidates, users)
         found = [self._named(*row) for row in zip(ids, scores, strict=True)]
         for history, named in zip(histories, found, strict=True):
             named.fallback = None if len(history) else "popular"
@@ -88,12 +89,14 @@ class Ranking:
         exclude_history: bool = False,
         domain: str | None = None,
         candidates: Iterable[str | int] | None = None,
+        users: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items after each history, internal ids; after none, popular ones.
 
         Args:
             vectors: of those that are not empty, (rows, width); None for a model that scores all
                 items by itself.
+            users: internal ids, for models that read them; 0, nobody, by default.
 
         Returns:
             Internal ids and scores, both (histories, k), best first; where there are fewer, scores
@@ -105,7 +108,8 @@ class Ranking:
         allowed = None
         if candidates is not None:
             allowed = np.zeros(len(self.tokens), bool)
-            allowed[[self.id_of(item, "candidates: ") for item in candidates]] = True
+            each = listed("candidates", candidates, "item ids")
+            allowed[[self.id_of(item, "candidates: ") for item in each]] = True
         groups: dict[tuple[int, int, bool], list[int]] = {}
         for i, history in enumerate(histories):
             begin, end = self._range(history, domain)
@@ -118,8 +122,9 @@ class Ranking:
             if something:
                 own = None if vectors is None else vectors[place[rows]]
                 mine = [histories[i] for i in rows]
+                who = [0] * len(rows) if users is None else [users[i] for i in rows]
                 ids[rows], scores[rows] = self._best(
-                    mine, own, (begin, end), int(k), exclude_history, allowed
+                    mine, own, who, (begin, end), int(k), exclude_history, allowed
                 )
             else:
                 ids[rows], scores[rows] = self._popular_items((begin, end), int(k), allowed)
@@ -134,6 +139,7 @@ class Ranking:
         self,
         histories: Sequence[np.ndarray],
         vectors: np.ndarray | None,
+        users: Sequence[int],
         items: tuple[int, int],
         k: int,
         exclude_history: bool,
@@ -144,9 +150,10 @@ class Ranking:
             offsets = [self._offsets(history, exclude_history) for history in histories]
             return top_k(vectors, self.table, k, items, offsets, allowed)
         ids, scores = np.empty((len(histories), k), np.int64), np.empty((len(histories), k))
-        for row, history in enumerate(histories):
+        for row, (history, user) in enumerate(zip(histories, users, strict=True)):
+            last = (history if self._window is None else history[-self._window :]).tolist()
             with torch.no_grad():
-                own = scores_of(self._model, self._config, 0, history.tolist(), len(self.tokens))
+                own = scores_of(self._model, self._config, user, last, len(self.tokens))
             own[: items[0]] = own[items[1] :] = -torch.inf
             if exclude_history:
                 own[history] = -torch.inf
@@ -194,6 +201,17 @@ class Ranking:
         cosines[[0, known]] = -np.inf
         best = np.argsort(-cosines, kind="stable")[: int(k)]
         return self._named(best, cosines[best])
+
+
+def listed(what: str, values: Any, of: str) -> list[Any]:
+    """``values`` as a list; a text is none, though its letters would do.
+
+    Raises:
+        DatasetError: they are no list.
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise DatasetError(f"{what}: must be a list of {of}, got {values!r}")
+    return list(values)
 
 
 def _check_k(k: Any, most: int) -> None:

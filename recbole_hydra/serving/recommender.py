@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from recbole.utils import ModelType
 from tqdm import tqdm
 
-from recbole_hydra.errors import CheckpointError, DatasetError
+from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError, StoreError
 from recbole_hydra.serving.load import load_model
-from recbole_hydra.serving.ranking import Ranking, Recommendations
+from recbole_hydra.serving.ranking import Ranking, Recommendations, listed
 from recbole_hydra.serving.states import States
 from recbole_hydra.serving.stores import Entry, Store, open_store
 
@@ -66,9 +68,18 @@ class Recommender:
     ) -> None:
         given = isinstance(checkpoint, torch.nn.Module)
         self.model = cast(Any, checkpoint if given else load_model(cast(str, checkpoint)))
-        about = self.model.checkpoint
+        about = getattr(self.model, "checkpoint", None)
+        if about is None:
+            raise CheckpointError(
+                f"{type(self.model).__name__}: is no model of load_model, so it has no raw ids"
+            )
         if not about["vocabulary"].field2id_token:
             raise CheckpointError(f"{about['path']}: holds no vocabulary, so no raw ids")
+        if self.model.type != ModelType.SEQUENTIAL:
+            raise ConfigError(
+                f"{type(self.model).__name__}: reads no history, so events change nothing; use "
+                "recommend(model, user)"
+            )
         self._lock = threading.RLock()
         self.store = store if isinstance(store, Store) else open_store(store)
         try:
@@ -77,6 +88,8 @@ class Recommender:
         except BaseException:
             self.store.close()
             raise
+        about["is_served"] = True  # its items must stay as they are
+        self._is_open = True
         self.reading = self.states.reading
         self.bytes_per_user = len(
             Entry(0, 0, b"", 0, np.empty(self.states.size, np.float32), np.empty(0)).packed()
@@ -92,7 +105,7 @@ class Recommender:
             StoreError: it could not be kept; nothing is changed.
         """
         rows = {_user(user): [self.ranking.id_of(item)]}
-        with self._lock:
+        with self._using():
             self.states.take_in(rows)
 
     def observe_many(self, events: Iterable[tuple[str | int, str | int]]) -> int:
@@ -106,19 +119,20 @@ class Recommender:
             DatasetError: an event that is none, or of an item that the model does not know; none
                 of the events is taken in.
             StoreError: they could not be kept; of more than 1,024 users, those of the first blocks
-                of so many may be there.
+                of so many may be there. Where Redis was lost in the middle, so may the last block.
         """
         rows: dict[str, list[int]] = {}
         number = 0
-        for event in events:
-            if isinstance(event, str) or not isinstance(event, Sequence) or len(event) != 2:
-                raise DatasetError(f"event {number}: must be a pair (user, item), got {event!r}")
+        for event in listed("events", events, "pairs (user, item)"):
+            if not isinstance(event, (tuple, list)) or len(event) != 2:
+                got = " ".join(repr(event).split())
+                raise DatasetError(f"event {number}: must be a pair (user, item), got {got}")
             where = f"event {number}: "
             rows.setdefault(_user(event[0], where), []).append(self.ranking.id_of(event[1], where))
             number += 1
         users = list(rows)
         for i in range(0, len(users), USERS):
-            with self._lock:
+            with self._using():
                 self.states.take_in({user: rows[user] for user in users[i : i + USERS]})
         return number
 
@@ -157,10 +171,13 @@ class Recommender:
         candidates: Iterable[str | int] | None = None,
     ) -> list[Recommendations]:
         """:meth:`recommend` for many users at once."""
-        names = [_user(user) for user in users]
-        with self._lock:
-            known = self.states.known_of(names, whole=exclude_history)
-            return self._ranked(*known, k, exclude_history, domain, candidates)
+        names = [_user(user) for user in listed("users", users, "user ids")]
+        with self._using():
+            histories, entries = self.states.known_of(names, whole=exclude_history)
+            vectors, ids = self.states.vectors(histories, entries), self.states.ids(names)
+            return self.ranking.of_histories(
+                histories, vectors, k, exclude_history, domain, candidates, ids
+            )
 
     def recommend_to_history(
         self,
@@ -176,13 +193,15 @@ class Recommender:
             DatasetError: the history is empty, or has an item that the model does not know.
             ConfigError: as of :meth:`recommend`.
         """
-        if isinstance(history, str) or not isinstance(history, Iterable):
-            raise DatasetError(f"history: must be a list of item ids, got {history!r}")
-        ids = np.array([self.ranking.id_of(item, "history: ") for item in history], np.int64)
+        given = listed("history", history, "item ids")
+        ids = np.array([self.ranking.id_of(item, "history: ") for item in given], np.int64)
         if not len(ids):
             raise DatasetError("history: it is empty; a recommendation needs at least one item")
-        with self._lock:
-            return self._ranked([ids], [None], k, exclude_history, domain, candidates)[0]
+        with self._using():
+            vectors = self.states.vectors([ids], [None])
+            return self.ranking.of_histories(
+                [ids], vectors, k, exclude_history, domain, candidates
+            )[0]
 
     def best_ids(
         self,
@@ -192,31 +211,19 @@ class Recommender:
         domain: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`recommend_many` as arrays: internal ids and scores, see :meth:`.Ranking.best`."""
-        with self._lock:
+        with self._using():
             histories, entries = self.states.known_of(users, whole=exclude_history)
-            vectors = self._vectors(histories, entries)
-            return self.ranking.best(histories, vectors, k, exclude_history, domain)
+            vectors = self.states.vectors(histories, entries)
+            ids = self.states.ids(users)
+            return self.ranking.best(histories, vectors, k, exclude_history, domain, users=ids)
 
-    def _vectors(
-        self, histories: Sequence[np.ndarray], entries: Sequence[Entry | None]
-    ) -> np.ndarray | None:
-        """Of those whose history is not empty; None for a model that has no vectors of users."""
-        some = [i for i, history in enumerate(histories) if len(history)]
-        if not some or self.states.encoder is None:
-            return None
-        return self.states.vectors([histories[i] for i in some], [entries[i] for i in some])
-
-    def _ranked(
-        self,
-        histories: Sequence[np.ndarray],
-        entries: Sequence[Entry | None],
-        k: int,
-        exclude_history: bool,
-        domain: str | None,
-        candidates: Iterable[str | int] | None,
-    ) -> list[Recommendations]:
-        vectors = self._vectors(histories, entries)
-        return self.ranking.of_histories(histories, vectors, k, exclude_history, domain, candidates)
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """One thread at a time, while the store is open."""
+        with self._lock:
+            if not self._is_open:
+                raise StoreError(f"{self.store.name}: this Recommender was closed; make another")
+            yield
 
     def similar(self, item: str | int, k: int = 10) -> Recommendations:
         """The items whose vectors point the same way: cosines, best first, without the item.
@@ -225,7 +232,7 @@ class Recommender:
             ConfigError: ``k`` out of range, or a model without vectors of items.
             DatasetError: the model does not know the item.
         """
-        with self._lock:
+        with self._using():
             return self.ranking.similar(item, k)
 
     # -- users ---------------------------------------------------------------------------------
@@ -242,7 +249,7 @@ class Recommender:
         with tqdm(total=len(users), desc="users", disable=not show_progress) as bar:
             for i in range(0, len(users), USERS):
                 part = users[i : i + USERS]
-                with self._lock:
+                with self._using():
                     came += self.states.load(part)
                 bar.update(len(part))
         return came
@@ -253,13 +260,15 @@ class Recommender:
 
     def history(self, user: str | int) -> list[str]:
         """The raw ids of what a user had, oldest first: as far as the model knows the items."""
-        with self._lock:
+        with self._using():
             ids = self.states.history(_user(user))
         return [str(self.ranking.tokens[item]) for item in ids.tolist()]
 
     def close(self) -> None:
-        """Let go of the store."""
-        self.store.close()
+        """Let go of the store; every other call is a StoreError from then on."""
+        with self._lock:
+            self._is_open = False
+            self.store.close()
 
     def __enter__(self) -> Recommender:
         return self

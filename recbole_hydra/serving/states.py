@@ -36,7 +36,7 @@ class States:
     Attributes:
         reading: "window" or "carry". window: the most items of the former, None in the latter.
         encoder: None for a model that has no vectors of users.
-        version: hash of the model, 16 bytes.
+        version: hash of the model and the reading, 16 bytes.
         trained: the histories of the training data, items and where each user's begin; None where
             the checkpoint has none.
 
@@ -48,9 +48,9 @@ class States:
     def __init__(self, model: Any, store: Store, reading: str | None, recompute: bool) -> None:
         about: Mapping[str, Any] = model.checkpoint
         config, vocabulary = about["config"], about["vocabulary"]
-        self.store, self.version = store, hash_of(model)
-        self.encoder = encoder_of(model)
+        self.store, self.encoder = store, encoder_of(model)
         self.reading = _reading(reading, model, config, self.encoder)
+        self.version = hash_of(model, self.reading)
         self.window = int(config["MAX_ITEM_LIST_LENGTH"]) if self.reading == "window" else None
         self.users: Mapping[str, int] = vocabulary.field2token_id[vocabulary.uid_field]
         self._ids: Mapping[str, int] = vocabulary.field2token_id[vocabulary.iid_field]
@@ -61,7 +61,7 @@ class States:
         found = store.model()
         if found and found != self.version and not recompute:
             raise StoreError(
-                f"{store.name}: holds states of another model ({found.hex()[:8]}, not "
+                f"{store.name}: holds states of another model, or reading ({found.hex()[:8]}, not "
                 f"{self.version.hex()[:8]}); recompute=True computes them anew from the users' "
                 "histories"
             )
@@ -128,8 +128,9 @@ class States:
         changes = []
         for i, (user, entry, _) in enumerate(rows):
             before = 0 if entry is None else entry.count
+            own = states[i].copy()  # a view would keep the states of all in memory
             after = Entry(
-                before + len(new[i]), int(positions[i]), self.version, int(stacks[i]), states[i],
+                before + len(new[i]), int(positions[i]), self.version, int(stacks[i]), own,
                 np.empty(0, np.int32),
             )  # fmt: skip
             changes.append(Change(user, before, self._number[new[i]], after))
@@ -199,15 +200,24 @@ class States:
             histories.append(history)
         return histories, entries
 
+    def ids(self, users: Sequence[str]) -> list[int]:
+        """The internal ids of users of the training data; 0 for others."""
+        return [self.users.get(user, 0) for user in users]
+
     def vectors(
         self, histories: Sequence[np.ndarray], entries: Sequence[Entry | None]
-    ) -> np.ndarray:
-        """What the items are compared with after histories, none empty, (users, width)."""
-        encoder = cast(CompiledEncoder, self.encoder)
+    ) -> np.ndarray | None:
+        """What the items are compared with after those histories that are not empty, (histories,
+        width); None for a model that has no such vectors, and where all are empty."""
+        some = [i for i, history in enumerate(histories) if len(history)]
+        encoder = self.encoder
+        if not some or encoder is None:
+            return None
         if self.window is not None:
-            return encoder(*ragged([history[-self.window :] for history in histories]))
-        fits = [e if e is not None and e.model == self.version else None for e in entries]
-        unread = [h if e is None else NOTHING for h, e in zip(histories, fits, strict=True)]
+            return encoder(*ragged([histories[i][-self.window :] for i in some]))
+        known = [entries[i] for i in some]
+        fits = [e if e is not None and e.model == self.version else None for e in known]
+        unread = [NOTHING if e else histories[i] for i, e in zip(some, fits, strict=True)]
         states, _, _ = self._read(fits, unread)
         return np.ascontiguousarray(states[:, encoder.state_size :])
 
@@ -221,7 +231,10 @@ def _reading(
     if reading not in READINGS:
         raise ConfigError(f"reading must be one of {', '.join(READINGS)}, got {reading!r}")
     if reading == "carry" and encoder is None:
-        raise ConfigError(f"reading: {type(model).__name__} has no state that goes on; use window")
+        raise ConfigError(
+            f"reading: {type(model).__name__} has no state that goes on, as Hydra and Mamba4Rec "
+            "themselves have; use window"
+        )
     if reading == "carry" and validated == "window":
         raise ConfigError(
             "reading: carry is for a model trained with carry_state: True; this one was "
@@ -242,8 +255,8 @@ def ragged(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), start
 
 
-def hash_of(model: torch.nn.Module) -> bytes:
-    """What tells a model from others, 16 bytes: of its weights."""
+def hash_of(model: torch.nn.Module, reading: str) -> bytes:
+    """What tells a model's states from others, 16 bytes: of its weights and the reading."""
     found = hashlib.blake2b(digest_size=16)
 
     def add(value: Any) -> None:
@@ -257,4 +270,5 @@ def hash_of(model: torch.nn.Module) -> bytes:
             found.update(repr(value).encode())
 
     add(model.state_dict())
+    add(reading)
     return found.digest()

@@ -14,6 +14,7 @@ from recbole.utils import EvaluatorType
 from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
+from recbole_hydra.model.from_file import is_in_file
 from recbole_hydra.settings import columns, domains, evaluation, ready_made_rows
 from recbole_hydra.settings.adapt_from import settings_of_origin
 from recbole_hydra.settings.known_keys import PROPERTIES, RECBOLE, ReadKeys
@@ -173,7 +174,9 @@ class Config(RecBoleConfig):
             if value is None:
                 raise ConfigError(f"{name}: not given; pass --{name}=NAME, or {name}= in Python")
         if isinstance(model, str):
-            return model, get_model(model), dataset_name(dataset)
+            model_class = get_model(model)
+            name = model_class.__name__ if is_in_file(model) else model
+            return name, model_class, dataset_name(dataset)
         return model.__name__, model, dataset_name(dataset)
 
     def _configs_of_domains(

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from recbole_hydra.errors import CheckpointError
-from recbole_hydra.model import MODELS, recbole_model_names
+from recbole_hydra.errors import CheckpointError, ConfigError
+from recbole_hydra.model import get_model, recbole_model_names
 from recbole_hydra.settings.config import Config
 
 
@@ -31,13 +31,20 @@ def config_of(
     """
     for key, given in (("model", model), ("dataset", dataset)):
         name = given if given is None or isinstance(given, str) else given.__name__
+        if key == "model" and name is not None:
+            name = name.rpartition(":")[2]  # of a file's class
         if name not in (None, state[key]):
             raise CheckpointError(f"{path}: its {key} is {state[key]}, not {name}")
-    if model is None and state["model"] not in (*MODELS, *recbole_model_names()):
-        raise CheckpointError(
-            f"{path}: there is no model {state['model']!r}, so it is a class of your own; pass it "
-            f"as model={state['model']}, for recommend to load_model"
-        )
+    own = state["model"]
+    if model is None and own not in recbole_model_names():
+        try:
+            get_model(own)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{path}: there is no model {own!r}, so it is a class of your own; name it with "
+                f"its file, --model=FILE.py:{own}, or pass the class, load_model(path, "
+                f"model={own}), for recommend and Recommender"
+            ) from error
     # Checkpoints without the setting are from when every run had RecBole's order.
     settings = {"time_order": "recbole", **state["config"]}
     config = Config(

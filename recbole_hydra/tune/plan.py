@@ -14,6 +14,7 @@ from recbole_hydra import checkpoint
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError, TuneError
+from recbole_hydra.model.from_file import absolute
 from recbole_hydra.output_folder import OutputFolder, read_json, write_json
 from recbole_hydra.settings.config import PATH_KEYS, PROPERTIES, PROTOCOL, Config
 from recbole_hydra.settings.known_keys import OPTIONS
@@ -139,7 +140,7 @@ def make_plan(
 
     configurations, number = _lay_out(swept, search, num_samples, base["seed"])
     early = _early_stopping(scheduler, grace_period, reduction_factor, base["epochs"])
-    model = model or base.model
+    model = absolute(model) if isinstance(model, str) else model or base.model
     plan = Plan(model, base.dataset, settings, swept, base, {}, configurations, number)
     if configurations:
         # Values that no config takes are found now, not by every trial.

@@ -163,9 +163,8 @@ def final_test(job: Job, number: int, params: Mapping[str, Any]) -> dict[str, fl
         quiet = {**settings, "show_progress": False}
         run = train(job.model, job.dataset, config_dict=quiet, saved=False, load_data=load_data)
         return dict(read_test_set(run)["test_result"])
-    model = None if isinstance(job.model, str) else job.model
     config, model, _, _, _, test_data = load_data_and_model(
-        str(saved[-1]), model, load_data=load_data
+        str(saved[-1]), job.model, load_data=load_data
     )
     trainer = get_trainer(config)(config, model)
     return dict(trainer.evaluate(test_data, load_best_model=False))

@@ -121,7 +121,8 @@ class Store(ABC):
             process was faster; nothing is changed there.
 
         Raises:
-            StoreError: they could not be kept; nothing of them is.
+            StoreError: they could not be kept; nothing of them is, unless the connection was lost
+                before the answer came.
         """
 
     @abstractmethod
@@ -161,13 +162,25 @@ def check_format(found: bytes | None, name: str) -> None:
         )
 
 
-def key_of(raw_id: str) -> bytes:
+def encoded(raw_id: str) -> bytes:
     """A raw id as bytes.
 
     Raises:
-        StoreError: longer than a key may be.
+        StoreError: it is no Unicode text.
     """
-    key = raw_id.encode()
+    try:
+        return raw_id.encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(f"id {raw_id!a}: is no Unicode text") from error
+
+
+def key_of(raw_id: str) -> bytes:
+    """A raw id as part of a key.
+
+    Raises:
+        StoreError: it is no Unicode text, or longer than a key may be.
+    """
+    key = encoded(raw_id)
     if len(key) > LONGEST_ID:
         raise StoreError(f"id {raw_id[:20]!r}...: longer than {LONGEST_ID} bytes")
     return key

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from recbole_hydra.serving.stores.base import (
     Entry,
     Store,
     check_format,
+    encoded,
     key_of,
 )
+
+logger = logging.getLogger(__name__)
 
 #: Items of a history that lie under one key: an event writes that many numbers at most.
 CHUNK = 64
@@ -43,12 +48,19 @@ class LMDBStore(Store):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.name = str(folder)
+        if not self.name or "\0" in self.name:
+            raise StoreError(f"store: {self.name!r} is no name of a folder")
         path = Path(folder)
-        if path.exists() and not path.is_dir():
-            raise StoreError(f"{self.name}: a store is a folder, and this is a file")
-        if path.is_dir() and any(path.iterdir()) and not (path / "data.mdb").exists():
-            raise StoreError(f"{self.name}: holds no states of recbole_hydra; name another place")
         try:
+            if path.exists() and not path.is_dir():
+                raise StoreError(f"{self.name}: a store is a folder, and this is a file")
+            found = set(os.listdir(path)) if path.exists() else set()
+            if found and "data.mdb" not in found:
+                raise StoreError(
+                    f"{self.name}: holds no states of recbole_hydra; name another place"
+                )
+            if not found:
+                logger.info("%s: a new store", self.name)
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / "in_use", "a")
         except OSError as error:
@@ -58,7 +70,8 @@ class LMDBStore(Store):
         except OSError as error:
             self._lock.close()
             raise StoreError(
-                f"{self.name}: another process uses it; several servers share users by Redis"
+                f"{self.name}: is in use, by another process or by this one; several servers share "
+                "users by Redis"
             ) from error
         try:
             self._open(path)
@@ -84,10 +97,18 @@ class LMDBStore(Store):
                 self._env.close()
                 raise
             txn.put(b"format", str(FORMAT).encode(), db=self._meta)
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             cursor = txn.cursor(self._tokens)
             self._known = [token.decode() for _, token in cursor]
         self._number_of = {token: number for number, token in enumerate(self._known)}
+
+    @contextmanager
+    def _reading(self) -> Iterator[Any]:
+        try:
+            with self._env.begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise StoreError(f"{self.name}: cannot be read ({error})") from error
 
     def _writing(self) -> _Writing:
         return _Writing(self._env, self.name)
@@ -96,7 +117,7 @@ class LMDBStore(Store):
         known = self._number_of
         new = [token for token in dict.fromkeys(tokens) if token not in known]
         if new:
-            keys = [key_of(token) for token in new]
+            keys = [encoded(token) for token in new]
             with self._writing() as txn:
                 for number, key in enumerate(keys, start=len(self._known)):
                     txn.put(_NUMBER.pack(number), key, db=self._tokens)
@@ -110,7 +131,7 @@ class LMDBStore(Store):
 
     def read(self, users: Sequence[str], recent: int) -> list[Entry | None]:
         found: list[Entry | None] = []
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             for user in users:
                 key = key_of(user)
                 data = txn.get(key, db=self._entries)
@@ -131,7 +152,7 @@ class LMDBStore(Store):
 
     def history(self, user: str) -> np.ndarray:
         key = key_of(user)
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             data = txn.get(key, db=self._entries)
             if data is None:
                 return np.empty(0, np.int32)
@@ -161,7 +182,7 @@ class LMDBStore(Store):
     def users(self) -> Iterator[str]:
         after = b""
         while True:  # no transaction stays open while the caller works
-            with self._env.begin() as txn:
+            with self._reading() as txn:
                 cursor = txn.cursor(self._entries)
                 found = cursor.set_range(after)
                 keys: list[bytes] = []
@@ -174,14 +195,14 @@ class LMDBStore(Store):
             after = keys[-1] + b"\0"
 
     def __len__(self) -> int:
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             return txn.stat(self._entries)["entries"]
 
     def model(self, replace: bytes | None = None) -> bytes:
         if replace is not None:
             with self._writing() as txn:
                 txn.put(b"model", replace, db=self._meta)
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             return txn.get(b"model", b"", db=self._meta)
 
     def close(self) -> None:
@@ -198,7 +219,7 @@ class _Writing:
     def __enter__(self) -> Any:
         try:
             self._txn = self._env.begin(write=True)
-        except lmdb.Error as error:
+        except (lmdb.Error, ValueError) as error:
             raise StoreError(f"{self._name}: cannot be written ({error})") from error
         return self._txn
 

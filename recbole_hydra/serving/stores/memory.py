@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,20 +22,26 @@ class MemoryStore(Store):
         self._histories: dict[str, array[int]] = {}
         self._numbers: dict[str, int] = {}
         self._model = b""
+        self._lock = threading.Lock()
 
     def numbers(self, tokens: Sequence[str]) -> np.ndarray:
         known = self._numbers
-        return np.array([known.setdefault(token, len(known)) for token in tokens], np.int32)
+        with self._lock:
+            return np.array([known.setdefault(token, len(known)) for token in tokens], np.int32)
 
     def tokens(self) -> list[str]:
         return list(self._numbers)
 
     def read(self, users: Sequence[str], recent: int) -> list[Entry | None]:
-        found = [self._entries.get(user) for user in users]
-        if recent:
-            for user, entry in zip(users, found, strict=True):
-                if entry is not None:
-                    entry.recent = np.array(self._histories[user][-recent:], np.int32)
+        found: list[Entry | None] = []
+        with self._lock:
+            for user in users:
+                key_of(user)
+                entry = self._entries.get(user)
+                if entry is not None and recent:
+                    last = np.array(self._histories[user][-recent:], np.int32)
+                    entry = replace(entry, recent=last)
+                found.append(entry)
         return found
 
     def history(self, user: str) -> np.ndarray:
@@ -41,17 +49,19 @@ class MemoryStore(Store):
 
     def write(self, changes: Sequence[Change]) -> list[bool]:
         entries, histories, applied = self._entries, self._histories, []
-        for change in changes:
-            user = change.user
-            known = entries.get(user)
-            fits = (0 if known is None else known.count) == change.before
-            applied.append(fits)
-            if fits:
-                if known is None:
-                    key_of(user)
-                    histories[user] = array("i")
-                histories[user].extend(change.items.tolist())
-                entries[user] = change.entry
+        for change in changes:  # all or none
+            key_of(change.user)
+        with self._lock:
+            for change in changes:
+                user = change.user
+                known = entries.get(user)
+                fits = (0 if known is None else known.count) == change.before
+                applied.append(fits)
+                if fits:
+                    if known is None:
+                        histories[user] = array("i")
+                    histories[user].extend(change.items.tolist())
+                    entries[user] = change.entry
         return applied
 
     def users(self) -> Iterator[str]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
+from uuid import uuid4
 
 import numpy as np
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from recbole_hydra.errors import StoreError
 from recbole_hydra.serving.stores.base import (
@@ -17,6 +20,7 @@ from recbole_hydra.serving.stores.base import (
     Entry,
     Store,
     check_format,
+    encoded,
     key_of,
 )
 
@@ -28,6 +32,7 @@ TIMEOUT = 5.0
 
 #: One user's events and state, if nobody was faster: an entry begins with the number of events.
 _CHANGE = """
+if redis.call('GET', KEYS[4]) ~= ARGV[4] then return -1 end
 local head = redis.call('GETRANGE', KEYS[1], 0, 7)
 if head == '' then head = '\\0\\0\\0\\0\\0\\0\\0\\0' end
 if head ~= ARGV[1] then return 0 end
@@ -40,13 +45,15 @@ return 1
 #: Numbers of items, new ones where they have none.
 _NUMBERS = """
 local found = {}
-for i, token in ipairs(ARGV) do
+if redis.call('GET', KEYS[3]) ~= ARGV[1] then return found end
+for i = 2, #ARGV do
+  local token = ARGV[i]
   local number = redis.call('HGET', KEYS[1], token)
   if not number then
     number = redis.call('RPUSH', KEYS[2], token) - 1
     redis.call('HSET', KEYS[1], token, number)
   end
-  found[i] = tonumber(number)
+  found[i - 1] = tonumber(number)
 end
 return found
 """
@@ -63,12 +70,20 @@ class RedisStore(Store):
     """
 
     def __init__(self, url: str) -> None:
-        self.name = url.rpartition("@")[2] if "@" in url else url  # without a password
+        self.name = url.partition("?")[0]  # without a password
+        if "@" in self.name:
+            self.name = self.name.rpartition("@")[2]
         try:
             connected = redis.Redis.from_url(
-                url, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT
+                url,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
+                # What was sent may have been done: sent again, an event would be there twice.
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=False,
             )
-        except ValueError as error:
+            connected.connection_pool.make_connection()  # refuses unknown options
+        except (ValueError, TypeError, redis.RedisError) as error:
             raise StoreError(f"{self.name}: is no address of Redis ({error})") from error
         self._redis = cast(Any, connected)  # its answers are typed for all clients at once
         self._change = self._redis.register_script(_CHANGE)
@@ -76,6 +91,9 @@ class RedisStore(Store):
         with self._asking():
             self._redis.setnx(PREFIX + b"format", FORMAT)
             check_format(self._redis.get(PREFIX + b"format"), self.name)
+            # Who writes must know these data: after a loss of all, numbers of items mean others.
+            self._redis.setnx(PREFIX + b"id", uuid4().hex)
+            self._id = self._redis.get(PREFIX + b"id")
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -86,12 +104,20 @@ class RedisStore(Store):
 
     def numbers(self, tokens: Sequence[str]) -> np.ndarray:
         found: list[int] = []
-        keys = [PREFIX + b"numbers", PREFIX + b"tokens"]
+        keys = [PREFIX + name for name in (b"numbers", b"tokens", b"id")]
         with self._asking():
-            for i in range(0, len(tokens), 5000):  # Lua unpacks so many arguments, not all
-                part = [key_of(token) for token in tokens[i : i + 5000]]
-                found += self._give_numbers(keys=keys, args=part)
+            for i in range(0, len(tokens), 5000):  # one call holds all others up
+                part = [encoded(token) for token in tokens[i : i + 5000]]
+                found += self._give_numbers(keys=keys, args=[self._id, *part])
+        if len(found) < len(tokens):
+            raise self._lost()
         return np.array(found, np.int32)
+
+    def _lost(self) -> StoreError:
+        return StoreError(
+            f"{self.name}: the data that were there are gone, as after a restart without "
+            "persistence; open the store again"
+        )
 
     def tokens(self) -> list[str]:
         with self._asking():
@@ -117,18 +143,24 @@ class RedisStore(Store):
             return np.frombuffer(self._redis.get(_history_key(user)) or b"", np.int32)
 
     def write(self, changes: Sequence[Change]) -> list[bool]:
-        with self._asking(), self._redis.pipeline(transaction=False) as asked:
+        # In one transaction: where memory is over, nothing is done.
+        with self._asking(), self._redis.pipeline(transaction=True) as asked:
             for change in changes:
+                names = PREFIX + b"users", PREFIX + b"id"
                 self._change(
-                    keys=[_entry_key(change.user), _history_key(change.user), PREFIX + b"users"],
+                    keys=[_entry_key(change.user), _history_key(change.user), *names],
                     args=[
                         _HEAD.pack(change.before, 0, 0, b"")[:8],
                         change.entry.packed(),
                         change.items.astype(np.int32).tobytes(),
+                        self._id,
                     ],
                     client=asked,
                 )
-            return [bool(done) for done in asked.execute()]
+            done = asked.execute()
+        if -1 in done:
+            raise self._lost()
+        return [bool(applied) for applied in done]
 
     def users(self) -> Iterator[str]:
         prefix = _entry_key("")
