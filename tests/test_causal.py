@@ -271,9 +271,11 @@ def test_own_losses_and_states_are_those_of_the_model(model):
 
 def test_tables_take_models_that_are_named(tmp_path):
     from recbole_hydra.compare.plan import _training_mode
+    from recbole_hydra.model import get_model
 
     arguments = {"causal_models": "LightSANs"}
-    assert _training_mode(arguments, {}, [], ["Hydra", "LightSANs"]) == "autoregressive"
+    classes = {name: get_model(name) for name in ("Hydra", "LightSANs")}
+    assert _training_mode(arguments, {}, [], classes) == "autoregressive"
     assert DATASETS.is_dir()
 
 
