@@ -18,6 +18,9 @@ from recbole_hydra.ops.numba_support import serially_compiled
 #: Scores that are there at a time, and most items of a block.
 SCORES, BLOCK = 1 << 20, 1 << 14
 
+#: Scores that are looked at together, since few of them are among the best.
+GROUP = 64
+
 #: Items, and what is added to their scores.
 Offsets = tuple[np.ndarray, np.ndarray]
 
@@ -40,13 +43,20 @@ def _replace_least(scores: np.ndarray, ids: np.ndarray, score: float, item: int)
 
 
 def _keep(block: np.ndarray, first: int, best_scores: np.ndarray, best_ids: np.ndarray) -> None:
+    width = block.shape[1]
     for row in range(block.shape[0]):
         scores, ids = best_scores[row], best_ids[row]
         least = scores[0]
-        for j in range(block.shape[1]):
-            if block[row, j] > least:
-                _replace_least(scores, ids, block[row, j], first + j)
-                least = scores[0]
+        for begin in range(0, width, GROUP):
+            end = min(begin + GROUP, width)
+            more = False
+            for j in range(begin, end):  # without a branch: one vector instruction for many
+                more |= block[row, j] > least
+            if more:
+                for j in range(begin, end):
+                    if block[row, j] > least:
+                        _replace_least(scores, ids, block[row, j], first + j)
+                        least = scores[0]
 
 
 _keep_best = serially_compiled(_keep)
