@@ -108,6 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if argv else 2
+    if argv == ["--version"]:
+        from recbole_hydra import __version__
+
+        print(__version__)
+        return 0
     command: Callable[[list[str]], Any] = train
     hint = "--resume=FILE.last.pth continues"
     if argv[0] in _JOBS:
@@ -138,6 +143,11 @@ def train(argv: list[str]) -> dict[str, Any]:
     processes = {key: arguments.pop(key, "1") for key in ("nproc", "world_size")}
     if any(number not in ("1", "-1") for number in processes.values()):
         raise ConfigError("nproc, world_size: runs of several processes are not supported")
+    elsewhere = arguments.keys() & {"config_files", "resume"}
+    for key in () if elsewhere else ("model", "dataset"):
+        if key not in arguments and not (key == "dataset" and "domains" in arguments):
+            given = _given_instead(key, arguments)
+            raise ConfigError(f"{key}: not given{given}; pass --{key}=NAME, or {key}= in Python")
     if "model" in arguments and "dataset" in arguments:
         _refuse_unknown_keys("run", arguments, [arguments["model"]], [arguments["dataset"]])
 
@@ -151,6 +161,19 @@ def train(argv: list[str]) -> dict[str, Any]:
         resume=arguments.pop("resume", None),
         argv=[f"--{key}={value}" for key, value in arguments.items()],
     )
+
+
+def _missing(job: str, key: str, arguments: Mapping[str, str]) -> str:
+    """What to say of an argument that is not there, but perhaps is under another name."""
+    given = _given_instead(key, arguments)
+    return f"{job}: --{key} is missing{given}; see recbole-hydra {job} --help"
+
+
+def _given_instead(key: str, arguments: Mapping[str, str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, arguments, n=1)
+    return f", but --{near[0]} is given" if near else ""
 
 
 def _refuse_unknown_keys(
@@ -190,7 +213,7 @@ def compare(argv: list[str]) -> Comparison:
     arguments = parse_arguments(argv)
     for key in ("models", "dataset", "output_dir"):
         if key not in arguments and not (key == "dataset" and "domains" in arguments):
-            raise ComparisonError(f"compare: --{key} is missing; see recbole-hydra compare --help")
+            raise ComparisonError(_missing("compare", key, arguments))
     models, datasets = (
         [str(name) for name in parse_list(arguments.pop(key, ""))] for key in ("models", "dataset")
     )
@@ -243,7 +266,7 @@ def tune(argv: list[str]) -> Sweep:
     arguments = parse_arguments(argv)
     for key in ("model", "dataset", "output_dir"):
         if key not in arguments and not (key == "dataset" and "domains" in arguments):
-            raise TuneError(f"tune: --{key} is missing; see recbole-hydra tune --help")
+            raise TuneError(_missing("tune", key, arguments))
     if "dataset" in arguments:
         _refuse_unknown_keys("tune", arguments, [arguments["model"]], [arguments["dataset"]])
 
