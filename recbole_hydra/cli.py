@@ -321,11 +321,10 @@ def recommend(argv: list[str]) -> None:
     for key in arguments:
         if key not in known:
             raise BulkError(f"recommend: unknown key {key!r}{did_you_mean(key, known)}")
-    for missing in ("checkpoint", "output or --vectors"):
-        if not arguments.keys() & set(missing.replace("--", "").split(" or ")):
-            raise BulkError(
-                f"recommend: --{missing} is missing; see recbole-hydra recommend --help"
-            )
+    for keys in (("checkpoint",), ("output", "vectors")):
+        if not arguments.keys() & set(keys):
+            missing = " or ".join(f"--{key}" for key in keys)
+            raise BulkError(f"recommend: {missing} is missing; see recbole-hydra recommend --help")
     switches = {
         key: switch()(key, parse_value(arguments.get(key, default)))
         for key, default in (

@@ -133,7 +133,7 @@ class Ranking:
     def _range(self, history: np.ndarray, domain: str | None) -> tuple[int, int]:
         if domain is None and not len(history):
             return 1, len(self.tokens)
-        return candidate_range(self._vocabulary, history.tolist(), domain)
+        return candidate_range(self._vocabulary, history[-1:].tolist(), domain)  # the last one's
 
     def _best(
         self,

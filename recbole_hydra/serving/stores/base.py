@@ -19,6 +19,7 @@ LONGEST_ID = 400
 
 #: Events, those of them that the model has read, the layers that read them, the model.
 _HEAD = struct.Struct("<QQI16s")
+_COUNT = struct.Struct("<Q")
 
 
 @dataclass
@@ -63,7 +64,12 @@ class Entry:
     @staticmethod
     def count_of(data: bytes) -> int:
         """The number of events, of packed bytes."""
-        return _HEAD.unpack_from(data)[0]
+        return _COUNT.unpack_from(data)[0]
+
+    @staticmethod
+    def packed_count(count: int) -> bytes:
+        """What the packed bytes of a user with ``count`` events begin with."""
+        return _COUNT.pack(count)
 
 
 @dataclass

@@ -14,7 +14,6 @@ from redis.retry import Retry
 
 from recbole_hydra.errors import StoreError
 from recbole_hydra.serving.stores.base import (
-    _HEAD,
     FORMAT,
     Change,
     Entry,
@@ -150,7 +149,7 @@ class RedisStore(Store):
                 self._change(
                     keys=[_entry_key(change.user), _history_key(change.user), *names],
                     args=[
-                        _HEAD.pack(change.before, 0, 0, b"")[:8],
+                        Entry.packed_count(change.before),
                         change.entry.packed(),
                         change.items.astype(np.int32).tobytes(),
                         self._id,
