@@ -79,7 +79,7 @@ class Clock:
                 for _ in range(WARM_UP):
                     self.milliseconds(call)
                 times[name] = []
-            except BackendError:
+            except (BackendError, AssertionError):  # cut-cross-entropy asserts what it takes
                 pass
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()

@@ -200,3 +200,32 @@ def test_rotary_positions_with_an_offset_per_row():
     offset = torch.tensor([0, 7, 100])
     rows = [rotary(x[i : i + 1], int(offset[i])) for i in range(3)]
     assert torch.allclose(rotary(x, offset), torch.cat(rows), atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", [(2, 3), (7, 5), (40,)])
+def test_the_gradient_of_a_head_is_summed_in_parts_on_a_gpu(monkeypatch, positions):
+    from recbole_hydra.layers import mamba
+
+    monkeypatch.setattr(mamba, "PART", 8)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (
+        torch.randn(*size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in ((*positions, 3, 4), (3, 5, 4))
+    )
+    want = mamba._per_head(x, weight)
+    got = mamba._PerHead.apply(x, weight)
+    assert torch.equal(got, want)
+    for a, b in zip(
+        torch.autograd.grad(got, (x, weight), got.cos()),
+        torch.autograd.grad(want, (x, weight), got.cos()),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_prefixes_of_similar_length_go_together():
+    from recbole_hydra.model.sequential_recommender.base import similar_lengths
+
+    length = torch.tensor([1, 300, 4, 5, 16, 17, 64, 65, 200, 2])
+    groups = [length[rows].tolist() for rows in similar_lengths(length)]
+    assert groups == [[1, 4, 2], [5], [16], [17], [64], [65], [200], [300]]

@@ -207,7 +207,8 @@ def test_triton_is_taken_on_a_gpu_and_named_elsewhere(monkeypatch):
     monkeypatch.setattr(triton_gpu, "softmax_products", None)
     linear_cross_entropy(hidden, weight, target)  # not in the interpreter
     with pytest.raises(BackendError, match="triton does not fit: .*float64; use blocked"):
-        linear_cross_entropy(hidden.double(), weight.double(), target, backend="triton")
+        double = (x.to(DEVICE, torch.float64) for x in (hidden, weight))
+        linear_cross_entropy(*double, target.to(DEVICE), backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(BackendError, match="triton does not fit: .*GPU only.*; use blocked"):
         linear_cross_entropy(hidden, weight, target, backend="triton")

@@ -2,6 +2,7 @@ import logging
 import math
 import sys
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -518,12 +519,49 @@ def test_triton_finds_the_gradients_of_some_rows_at_a_time(monkeypatch):
     monkeypatch.setattr(triton_gpu, "LARGEST", 2 * 2 * 6 * 2 * 3)  # of two rows
     launch, rows = triton_gpu._launch, []
     monkeypatch.setattr(
-        triton_gpu, "_launch", lambda *x, **y: rows.append(len(x[1])) or launch(*x, **y)
+        triton_gpu, "_launch", lambda *x, **y: rows.append(len(x[2].u)) or launch(*x, **y)
     )
     got = forward_and_gradients(inputs, torch.float32, "triton")
     assert rows == [5, 2, 2, 1]
     for a, b in zip(got, want, strict=True):
         assert torch.equal(a, b)
+
+
+@needs_triton
+@pytest.mark.parametrize("shape", [(2, 50, 24, 5, 3), (1, 33, 5, 3, 1)])
+@pytest.mark.parametrize("around", [False, True])
+def test_triton_cuts_time_where_rows_and_channels_are_few(monkeypatch, shape, around):
+    from recbole_hydra.ops.selective_scan import triton_gpu
+
+    monkeypatch.setattr(triton_gpu, "WARPS", 1000)
+    monkeypatch.setattr(triton_gpu, "SEGMENT", 16)
+    launch, passes = triton_gpu._launch, []
+    monkeypatch.setattr(
+        triton_gpu,
+        "_launch",
+        lambda kernel, plan, *x, **y: passes.append(plan.segments) or launch(kernel, plan, *x, **y),
+    )
+    inputs, results = make_inputs(shape), {}
+    extra = {"z": inputs[0].cos(), "delta_bias": inputs[5] - 2} if around else {}
+    for backend, dtype in (("triton", torch.float32), ("naive", torch.float64)):
+        mine = [x.requires_grad_() for x in on_device(backend, inputs, dtype)]
+        *args, state = mine
+        given = dict(zip(extra, on_device(backend, extra.values(), dtype), strict=True))
+        scan = partial(
+            selective_scan, return_final_state=True, delta_softplus=around, backend=backend
+        )
+        with torch.no_grad():
+            alone = scan(*args, state, **given)
+        given = {key: x.requires_grad_() for key, x in given.items()}
+        y, final = scan(*args, state, **given)
+        assert torch.equal(alone[0], y) and torch.equal(alone[1], final)
+        loss = (y * y.detach().sin()).sum() + (final * final.detach().cos()).sum()
+        found = torch.autograd.grad(loss, [*mine, *given.values()])
+        results[backend] = [x.detach().cpu() for x in (y, final, *found)]
+    # Two kernels each: without gradients, with, backward.
+    assert passes == passes[:1] * 6 and passes[0] > 1
+    names = ["y", "final_state", *NAMES, *extra]
+    assert_close(results["triton"], results["naive"], names, 2e-5)
 
 
 @needs_triton

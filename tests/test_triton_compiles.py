@@ -16,7 +16,8 @@ from triton_interpreter import needs_triton
 SCRIPT = Path(__file__).with_name("compile_triton.py")
 KERNELS = {
     "causal_conv1d._backward", "causal_conv1d._convolve", "linear_cross_entropy._softmax",
-    "selective_scan._backward", "selective_scan._forward",
+    "selective_scan._backward", "selective_scan._ends", "selective_scan._forward",
+    "selective_scan._pulls",
 }  # fmt: skip
 #: What a program may have of shared memory without asking for more, in bytes.
 SHARED = 48 * 1024

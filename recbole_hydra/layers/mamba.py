@@ -1,11 +1,12 @@
 """The Mamba block, and v small Mamba blocks side by side without a loop over them."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recbole_hydra.checks import one_of, positive_int
 from recbole_hydra.ops import causal_conv1d, selective_scan
@@ -276,4 +277,43 @@ def _gated_scan(
 
 def _per_head(x: Tensor, weight: Tensor) -> Tensor:
     """Multiply head i of x, (..., heads, in), by weight[i], (heads, out, in)."""
+    if x.is_cuda and torch.is_grad_enabled() and weight.requires_grad:
+        return _PerHead.apply(x, weight)
     return torch.einsum("...vi,voi->...vo", x, weight)
+
+
+#: Positions at which a GPU sums up a part of a weight's gradient.
+PART = 1024
+
+
+class _PerHead(torch.autograd.Function):
+    """:func:`_per_head`, with a gradient of the weight that keeps a GPU busy.
+
+    That is a product of small matrices, (out, positions) and (positions, in), whose sums over
+    hundreds of thousands of positions batched matrix products do one after the other: 60% of a
+    training step of RecBole's prefixes (``benchmarks/gpu.py``). Here parts of the positions are
+    summed beside each other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.einsum("...vi,voi->...vo", x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        gx = torch.einsum("...vo,voi->...vi", grad, weight.to(grad.dtype))
+        return gx.to(x.dtype), _weight_gradient(x, grad).to(weight.dtype)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """The sum over positions of grad[..., v, o] x[..., v, i], (heads, out, in)."""
+    x, grad = x.flatten(0, -3).to(grad.dtype), grad.flatten(0, -3)
+    whole = len(x) // PART * PART
+    rest = torch.einsum("pvo,pvi->voi", grad[whole:], x[whole:])
+    if not whole:
+        return rest
+    parts = (y[:whole].unflatten(0, (-1, PART)) for y in (grad, x))
+    return rest + torch.einsum("spvo,spvi->svoi", *parts).sum(0)

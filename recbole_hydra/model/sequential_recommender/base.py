@@ -202,7 +202,8 @@ class StateSpaceRecommender(CausalRecommender):
 
 
 def similar_lengths(length: Tensor) -> list[Tensor]:
-    """Groups of rows, each with the rows of up to 4 items, 5 to 8, 9 to 16, and so on.
+    """Groups of rows, each with the rows of up to 4 items, 5 to 8, 9 to 16, and so on; on a GPU,
+    where launching a group's kernels takes longer than a padded position, up to 16, 64, 256.
 
     Args:
         length: items of each row, (batch,) int64.
@@ -211,6 +212,8 @@ def similar_lengths(length: Tensor) -> list[Tensor]:
         A tensor of row numbers per group that has rows; every row is in one group.
     """
     exponent = torch.frexp((length - 1).double()).exponent.clamp_min(2)
+    if length.is_cuda:
+        exponent = exponent.clamp_min(4).add(1).div(2, rounding_mode="floor")
     return [(exponent == value).nonzero().squeeze(1) for value in exponent.unique()]
 
 

@@ -16,10 +16,17 @@ that pass computes their states again, from the last kept, and walks back throug
 gradient of the state::
 
     g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}
+
+Where rows and channels are too few to fill the GPU, time is cut into segments that run beside each
+other. Both recurrences are linear: what a segment makes of the state (or gradient) that it is
+handed is that, decayed by exp(A sum delta), plus what it makes of zero. A pass before each kernel
+finds the latter and the sums of all segments, and a program begins by going through those of the
+segments before its own (after it, backwards).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -35,6 +42,9 @@ LANES, PER_LANE = 8, 2
 MANY = 32
 #: Steps from one stored state to the next: a multiple of the four that the backward pass takes.
 CHUNK = 16
+#: Warps that a multiprocessor is to have before time is no longer cut, and steps of a segment at
+#: least.
+WARPS, SEGMENT = 16, 64
 #: Numbers of the gradients of B and C before they are summed over programs, at most: 256 MiB each.
 LARGEST = 2**26
 
@@ -102,16 +112,17 @@ def _step(rate, h, dt, ut, bt):
 
 @triton.jit(do_not_specialize=["length", "zero"])
 def _forward(
-    u, delta, A, B, C, D, bias, z, y, steps, states,
+    u, delta, A, B, C, D, bias, z, y, steps, states, ends_of, sums_of,
     u_batch, u_time, d_batch, d_time, b_batch, b_time, b_group, c_batch, c_time, c_group,
     z_batch, z_time,
-    length, channels, groups, zero, every,
+    length, channels, groups, zero, span, every,
     N: tl.constexpr, STATES: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, KEEP: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, KEEP: tl.constexpr, SPLIT: tl.constexpr,
     LANES: tl.constexpr, PER_LANE: tl.constexpr,
 ):  # fmt: skip
     """A is (N, channels); states, (batch, 1 + parts, N, channels), begins with the initial one, and
-    gets that after every part of ``every`` steps; steps gets delta as it is used, with KEEP."""
+    gets that after every part of ``every`` steps; steps gets delta as it is used, with KEEP. With
+    SPLIT, ends_of and sums_of are what :func:`_ends` found of the segments, ``span`` steps each."""
     row = tl.program_id(0).to(tl.int64)
     group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
     n = tl.arange(0, STATES)
@@ -120,24 +131,29 @@ def _forward(
     rate = _read(A, at, tile) * _LOG2E
     d_skip = _read(D, c, inside) if HAS_D else tl.zeros([PER_LANE, LANES], tl.float32)
     d_bias = _read(bias, c, inside) if HAS_BIAS else tl.zeros([PER_LANE, LANES], tl.float32)
+    first, last = _segment(length, span)
     states += row * (tl.cdiv(length, every) + 1) * N * channels
-    u += row * u_batch
-    delta += row * d_batch
-    B += row * b_batch + group * b_group
-    C += row * c_batch + group * c_group
-    y += row * length * channels
+    u += row * u_batch + first * u_time
+    delta += row * d_batch + first * d_time
+    B += row * b_batch + group * b_group + first * b_time
+    C += row * c_batch + group * c_group + first * c_time
+    y += (row * length + first) * channels
     if KEEP:
-        steps += row * length * channels
+        steps += (row * length + first) * channels
     if HAS_Z:
-        z += row * z_batch
+        z += row * z_batch + first * z_time
     h = _read(states, at, tile)
-    ends, states_end = tl.where(inside, length, 0), tl.where(exists, length, 0)
+    if SPLIT:
+        for segment in range(tl.program_id(2)):
+            h = _through(row, segment, h, rate, ends_of, sums_of, c, inside, at, tile, channels, N)
+    ends, states_end = tl.where(inside, last, 0), tl.where(exists, last, 0)
     # What a step reads is there when its turn comes: it was asked for one step before.
     ut, dt = _read(u, c, inside), _read(delta, c, inside)
     bt, ct = _read(B, n, exists), _read(C, n, exists)
     zt = _read(z, c, inside) if HAS_Z else ut
-    for start in range(0, length, every):
-        for t in range(start, tl.minimum(start + every, length)):
+    for start in range(first, last, every):
+        stop = tl.minimum(start + every, last)
+        for t in range(start, stop):
             u += u_time
             delta += d_time
             B += b_time
@@ -164,8 +180,120 @@ def _forward(
             tl.store(y + c, yt, inside)
             y += channels
             ut, dt, bt, ct, zt = next_u, next_d, next_b, next_c, next_z
-        states += N * channels
-        tl.store(states + at, h, tile)
+        if (stop == start + every) | (stop == length):
+            tl.store(states + (start // every + 1) * N * channels + at, h, tile)
+
+
+@triton.jit
+def _segment(length, span):
+    """The first step of a program's segment, and the one behind its last."""
+    first = tl.program_id(2).to(tl.int64) * span
+    return first, tl.minimum(first + span, length)
+
+
+@triton.jit
+def _through(row, segment, x, rate, found, sums, c, inside, at, tile, channels, N: tl.constexpr):
+    """What a segment makes of x, states before it or a gradient of those after it: x decayed over
+    all its steps, and what it makes of zero."""
+    place = row * tl.num_programs(2) + segment
+    decay = tl.exp2(_read(sums + place * channels, c, inside)[:, None, :] * rate)
+    return decay * x + _read(found + place * N * channels, at, tile)
+
+
+@triton.jit(do_not_specialize=["length", "zero"])
+def _ends(
+    u, delta, A, B, C, D, bias, z, ends_of, sums_of,
+    u_batch, u_time, d_batch, d_time, b_batch, b_time, b_group, c_batch, c_time, c_group,
+    z_batch, z_time,
+    length, channels, groups, zero, span,
+    N: tl.constexpr, STATES: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr,
+    LANES: tl.constexpr, PER_LANE: tl.constexpr,
+):  # fmt: skip
+    """The states that every segment ends in when it begins with zeros, ends_of (batch, segments, N,
+    channels), and its sum of delta as it is used, sums_of (batch, segments, channels)."""
+    row = tl.program_id(0).to(tl.int64)
+    group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
+    n = tl.arange(0, STATES)
+    exists = n < N
+    at, tile = _states(channels, c, inside, n, exists, zero)
+    rate = _read(A, at, tile) * _LOG2E
+    d_bias = _read(bias, c, inside) if HAS_BIAS else tl.zeros([PER_LANE, LANES], tl.float32)
+    first, last = _segment(length, span)
+    u += row * u_batch + first * u_time
+    delta += row * d_batch + first * d_time
+    B += row * b_batch + group * b_group + first * b_time
+    ends, states_end = tl.where(inside, last, 0), tl.where(exists, last, 0)
+    h = tl.zeros([PER_LANE, STATES, LANES], tl.float32)
+    total = tl.zeros([PER_LANE, LANES], tl.float32)
+    ut, dt, bt = _read(u, c, inside), _read(delta, c, inside), _read(B, n, exists)
+    for t in range(first, last):
+        u += u_time
+        delta += d_time
+        B += b_time
+        more = t + 1 < ends
+        next_u, next_d = _read(u, c, more), _read(delta, c, more)
+        next_b = _read(B, n, t + 1 < states_end)
+        if HAS_BIAS:
+            dt += d_bias
+        if SOFTPLUS:
+            dt = _softplus(dt)
+        total += dt
+        a, h = _step(rate, h, dt, ut, bt)
+        ut, dt, bt = next_u, next_d, next_b
+    place = row * tl.num_programs(2) + tl.program_id(2)
+    tl.store(ends_of + place * N * channels + at, h, tile)
+    tl.store(sums_of + place * channels + c, total, inside)
+
+
+@triton.jit(do_not_specialize=["length", "zero"])
+def _pulls(
+    u, steps, A, B, C, D, bias, z, gy, pulls_of, sums_of,
+    u_batch, u_time, d_batch, d_time, b_batch, b_time, b_group, c_batch, c_time, c_group,
+    z_batch, z_time,
+    length, channels, groups, zero, span,
+    N: tl.constexpr, STATES: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_Z: tl.constexpr, LANES: tl.constexpr, PER_LANE: tl.constexpr,
+):  # fmt: skip
+    """:func:`_ends` backwards: the gradients that every segment hands to the states before it when
+    it is handed zeros, pulls_of (batch, segments, N, channels), and sums_of as there."""
+    row = tl.program_id(0).to(tl.int64)
+    group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
+    n = tl.arange(0, STATES)
+    exists = n < N
+    at, tile = _states(channels, c, inside, n, exists, zero)
+    rate = _read(A, at, tile) * _LOG2E
+    first, last = _segment(length, span)
+    end = last - 1
+    steps += row * d_batch + end * d_time
+    C += row * c_batch + group * c_group + end * c_time
+    gy += (row * length + end) * channels
+    if HAS_Z:
+        z += row * z_batch + end * z_time
+    g = tl.zeros([PER_LANE, STATES, LANES], tl.float32)
+    total = tl.zeros([PER_LANE, LANES], tl.float32)
+    dt, gyt, ct = _read(steps, c, inside), _read(gy, c, inside), _read(C, n, exists)
+    zt = _read(z, c, inside) if HAS_Z else gyt
+    left, states_left = tl.where(inside, last - first, 0), tl.where(exists, last - first, 0)
+    for t in range(last - first):
+        steps -= d_time
+        gy -= channels
+        C -= c_time
+        if HAS_Z:
+            z -= z_time
+        more = t + 1 < left
+        next_d, next_gy = _read(steps, c, more), _read(gy, c, more)
+        next_c = _read(C, n, t + 1 < states_left)
+        next_z = _read(z, c, more) if HAS_Z else next_gy
+        if HAS_Z:
+            gyt *= zt * _sigmoid(zt)
+        total += dt
+        a, g = tl.exp2(dt[:, None, :] * rate), g + gyt[:, None, :] * ct[None, :, None]
+        g *= a
+        dt, gyt, ct, zt = next_d, next_gy, next_c, next_z
+    place = row * tl.num_programs(2) + tl.program_id(2)
+    tl.store(pulls_of + place * N * channels + at, g, tile)
+    tl.store(sums_of + place * channels + c, total, inside)
 
 
 @triton.jit
@@ -222,18 +350,18 @@ def _reverse(
 @triton.jit(do_not_specialize=["length", "zero"])
 def _backward(
     u, steps, A, B, C, D, bias, z, states, gy,
-    gu, gdelta, gA, gB, gC, gD, gbias, gz, gh,
+    gu, gdelta, gA, gB, gC, gD, gbias, gz, gfinal, ginitial, pulls_of, sums_of,
     u_batch, u_time, d_batch, d_time, b_batch, b_time, b_group, c_batch, c_time, c_group,
     z_batch, z_time,
-    length, channels, groups, zero,
+    length, channels, groups, zero, span,
     N: tl.constexpr, STATES: tl.constexpr, SOFTPLUS: tl.constexpr, HAS_D: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, CHUNK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr,
     LANES: tl.constexpr, PER_LANE: tl.constexpr,
 ):  # fmt: skip
-    """steps is delta as it was used. gh, (batch, N, channels), is the gradient of the final state,
-    and becomes that of the initial one; gA, of the same shape, and gD and gbias, (batch, channels),
-    are for one batch row each; gB and gC, (parts, batch, length, groups, N), for the channels of
-    one program each."""
+    """steps is delta as it was used. gfinal and ginitial, (batch, N, channels), are the gradients
+    of the states; gA, (batch, segments, N, channels), gD and gbias, (batch, segments, channels),
+    are for one segment of a batch row each; gB and gC, (parts, batch, length, groups, N), for the
+    channels of one program each; pulls_of and sums_of are of :func:`_pulls`, with SPLIT."""
     row = tl.program_id(0).to(tl.int64)
     group, part, c, inside = _channels(channels, groups, LANES, PER_LANE)
     n = tl.arange(0, STATES)
@@ -254,16 +382,21 @@ def _backward(
     gy += row * length * channels
     gu += row * length * channels
     gdelta += row * length * channels
-    gh += row * N * channels
-    g = _read(gh, at, tile)
+    first, last = _segment(length, span)
+    segments = tl.num_programs(2)
+    g = _read(gfinal + row * N * channels, at, tile)
+    if SPLIT:
+        for k in range(segments - 1 - tl.program_id(2)):
+            segment = segments - 1 - k
+            g = _through(row, segment, g, rate, pulls_of, sums_of, c, inside, at, tile, channels, N)
     sum_A = tl.zeros([PER_LANE, STATES, LANES], tl.float32)
     sum_D = tl.zeros([PER_LANE, LANES], tl.float32)
     sum_bias = tl.zeros([PER_LANE, LANES], tl.float32)
     ends, states_end = tl.where(inside, length, 0), tl.where(exists, length, 0)
     width = groups * N
-    fours = tl.cdiv(length, 4)
+    fours = tl.cdiv(last - first, 4)
     for k in range(fours):
-        t = (fours - 1 - k) * 4
+        t = first + (fours - 1 - k) * 4
         chunk = t // CHUNK
         h0 = _read(states + tl.cast(chunk, tl.int64) * N * channels, at, tile)
         for s in range(chunk * CHUNK, t):
@@ -302,45 +435,111 @@ def _backward(
             c, n, ends, states_end, c_time, z_time, channels, width,
             SOFTPLUS, HAS_D, HAS_BIAS, HAS_Z,
         )  # fmt: skip
-    tl.store(gh + at, g, tile)
-    tl.store(gA + row * N * channels + at, sum_A, tile)
+    if tl.program_id(2) == 0:
+        tl.store(ginitial + row * N * channels + at, g, tile)
+    place = row * segments + tl.program_id(2)
+    tl.store(gA + place * N * channels + at, sum_A, tile)
     if HAS_D:
-        tl.store(gD + row * channels + c, sum_D, inside)
+        tl.store(gD + place * channels + c, sum_D, inside)
     if HAS_BIAS:
-        tl.store(gbias + row * channels + c, sum_bias, inside)
+        tl.store(gbias + place * channels + c, sum_bias, inside)
+
+
+class _Plan(NamedTuple):
+    """How a scan is shared out among programs: lanes with channels, channels of each, programs per
+    group, segments of time, and the steps of a segment."""
+
+    lanes: int
+    per_lane: int
+    parts: int
+    segments: int
+    span: int
+
+    @classmethod
+    def of(cls, u: Tensor, B: Tensor) -> "_Plan":
+        batch, length, channels = u.shape
+        groups, d_state = B.shape[2:]
+        per_group = channels // groups
+        lanes = min(LANES, _power_of_two(per_group))
+        most = PER_LANE if d_state <= MANY else 1
+        per_lane = min(most, _power_of_two(-(-per_group // lanes)))
+        parts = -(-per_group // (lanes * per_lane))
+        wanted = WARPS * _processors(u.device) // (batch * groups * parts)
+        segments = max(1, min(wanted, length // SEGMENT))
+        span = -(-length // (segments * CHUNK)) * CHUNK
+        return cls(lanes, per_lane, parts, -(-length // span), span)
+
+
+def _power_of_two(number: int) -> int:
+    """The next one; triton.next_power_of_2 takes ten times as long outside of a kernel."""
+    return 1 << (number - 1).bit_length()
+
+
+@lru_cache
+def _processors(device: torch.device) -> int:
+    """The multiprocessors of a GPU; 1 of what runs the interpreter."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+class _Inputs(NamedTuple):
+    """What all kernels begin with, as they address it; A is transposed."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    bias: Tensor | None
+    z: Tensor | None
+
+    @classmethod
+    def of(
+        cls, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
+        bias: Tensor | None, z: Tensor | None,
+    ) -> "_Inputs":  # fmt: skip
+        D, bias, z = (dense(x) for x in (D, bias, z))
+        return cls(dense(u), dense(delta), A.T.contiguous(), dense(B), dense(C), D, bias, z)
+
+    def rows(self, some: slice) -> "_Inputs":
+        z = None if self.z is None else self.z[some]
+        return self._replace(
+            u=self.u[some], delta=self.delta[some], B=self.B[some], C=self.C[some], z=z
+        )
 
 
 def _launch(
-    kernel: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
-    bias: Tensor | None, z: Tensor | None, *others: Tensor | None, sizes: Sequence[int] = (),
+    kernel: Any, plan: _Plan, x: _Inputs, *others: Tensor | None, sizes: Sequence[int] = (),
     **constants: Any,
 ) -> None:  # fmt: skip
-    """Run a kernel over all rows and channels; ``others`` follow z in its arguments, ``sizes`` the
-    sizes, ``constants`` are constexprs."""
-    batch, length, channels = u.shape
-    groups, d_state = B.shape[2:]
-    lanes, per_lane, parts = _sizes(channels, groups, d_state)
-    u, delta, B, C = (dense(x) for x in (u, delta, B, C))
-    D, bias, z = (dense(x) for x in (D, bias, z))
-    of_z = (0, 0) if z is None else z.stride()[:2]
-    with torch.cuda.device_of(u):  # Triton's own choice is the current device
-        kernel[batch, groups * parts](
-            u, delta, A.T.contiguous(), B, C, D, bias, z, *others,
-            *u.stride()[:2], *delta.stride()[:2], *B.stride()[:3], *C.stride()[:3], *of_z,
-            length, channels, groups, 0, *sizes,
-            N=d_state, STATES=triton.next_power_of_2(d_state), HAS_D=D is not None,
-            HAS_BIAS=bias is not None, HAS_Z=z is not None, LANES=lanes, PER_LANE=per_lane,
-            num_warps=1, **constants,
+    """Run a kernel over all rows, channels and segments; ``others`` follow the inputs in its
+    arguments, ``sizes`` the sizes, ``constants`` are constexprs."""
+    batch, length, channels = x.u.shape
+    groups, d_state = x.B.shape[2:]
+    of_z = (0, 0) if x.z is None else x.z.stride()[:2]
+    with torch.cuda.device_of(x.u):  # Triton's own choice is the current device
+        kernel[batch, groups * plan.parts, plan.segments](
+            *x, *others,
+            *x.u.stride()[:2], *x.delta.stride()[:2], *x.B.stride()[:3], *x.C.stride()[:3], *of_z,
+            length, channels, groups, 0, plan.span, *sizes,
+            N=d_state, STATES=_power_of_two(d_state), HAS_D=x.D is not None,
+            HAS_BIAS=x.bias is not None, HAS_Z=x.z is not None, LANES=plan.lanes,
+            PER_LANE=plan.per_lane, num_warps=1, **constants,
         )  # fmt: skip
 
 
-def _sizes(channels: int, groups: int, d_state: int) -> tuple[int, int, int]:
-    """Lanes with channels, channels of each, and programs per group."""
-    per_group = channels // groups
-    lanes = min(LANES, triton.next_power_of_2(per_group))
-    most = PER_LANE if d_state <= MANY else 1
-    per_lane = min(most, triton.next_power_of_2(triton.cdiv(per_group, lanes)))
-    return lanes, per_lane, triton.cdiv(per_group, lanes * per_lane)
+def _found(plan: _Plan, states: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """Room for what a pass before a kernel finds of the segments of ``batch`` rows: two tensors,
+    none where time is not cut."""
+    if plan.segments == 1:
+        return ()
+    d_state, channels = states.shape[2:]
+    return (
+        states.new_empty((batch, plan.segments, d_state, channels)),
+        states.new_empty((batch, plan.segments, channels)),
+    )
 
 
 @torch.library.custom_op("recbole_hydra::selective_scan", mutates_args=())
@@ -354,9 +553,14 @@ def _scan(
     holds but the first and the last, and the fourth nothing."""
     y, final_state, states, steps = _results(u, A, bias, softplus, keep)
     states[:, 0] = 0.0 if initial_state is None else initial_state.transpose(1, 2)
+    plan, x = _Plan.of(u, B), _Inputs.of(u, delta, A, B, C, D, bias, z)
+    found = _found(plan, states, len(u))
+    if found:
+        _launch(_ends, plan, x, *found, SOFTPLUS=softplus)
     _launch(
-        _forward, u, delta, A, B, C, D, bias, z, y, steps, states,
+        _forward, plan, x, y, steps, states, *(found or (None, None)),
         sizes=[CHUNK if keep else u.shape[1]], SOFTPLUS=softplus, KEEP=steps.numel() > 0,
+        SPLIT=bool(found),
     )  # fmt: skip
     final_state.copy_(states[:, -1].transpose(1, 2))
     return y, final_state, states, steps
@@ -395,43 +599,63 @@ def _scan_backward(
     none."""
     batch, length, channels = u.shape
     groups, d_state = B.shape[2:]
-    parts = _sizes(channels, groups, d_state)[2]
+    plan, x = _Plan.of(u, B), _Inputs.of(u, steps, A, B, C, D, bias, z)
     gu, gdelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, steps))
     gz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    gA = states.new_empty((batch, d_state, channels))
+    gA = states.new_empty((batch, plan.segments, d_state, channels))
     gB, gC = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (B, C))
-    gD, gbias = (x if x is None else x.new_empty((batch, channels)) for x in (D, bias))
-    gh = torch.zeros_like(gA)  # d loss / d state, walking backwards
-    if gfinal is not None:
-        gh.copy_(gfinal.transpose(1, 2))
-    # What several programs of a group find of gB and gC is summed up after some rows, in an order
-    # that is fixed.
-    rows = batch if parts == 1 else max(1, LARGEST // (parts * length * groups * d_state))
-    for first in range(0, batch, rows):
-        some = slice(first, first + rows)
-        u_, steps_, B_, C_, states_, gy_, gu_, gdelta_, gA_, gB_, gC_, gh_ = (
-            x[some]
-            for x in (u, steps, B, C, states, gy.contiguous(), gu, gdelta, gA, gB, gC, gh)
-        )  # fmt: skip
-        z_, gD_, gbias_, gz_ = (x if x is None else x[some] for x in (z, gD, gbias, gz))
-        found = (gB_, gC_) if parts == 1 else gA.new_empty((2, parts, *B_.shape))
+    gD, gbias = (
+        None if x is None else states.new_empty((batch, plan.segments, channels)) for x in (D, bias)
+    )
+    ginitial = states.new_empty((batch, d_state, channels))
+    if gfinal is None:
+        gfinal = torch.zeros_like(ginitial)
+    else:
+        gfinal = gfinal.transpose(1, 2).contiguous()
+
+    def some_rows(x: _Inputs, *rows: Tensor | None) -> None:
+        """The backward pass of some rows; ``rows`` is what there is one of per row."""
+        states, gy, gu, gdelta, gA, gB, gC, gD, gbias, gz, gfinal, ginitial = rows
+        assert states is not None and gA is not None and gB is not None and gC is not None
+        parts = gB, gC
+        if plan.parts > 1:
+            parts = gA.new_empty((plan.parts, *gB.shape)), gA.new_empty((plan.parts, *gC.shape))
+        found = _found(plan, states, len(states))
+        if found:
+            _launch(_pulls, plan, x, gy, *found)
         _launch(
-            _backward, u_, steps_, A, B_, C_, D, bias, z_, states_, gy_,
-            gu_, gdelta_, gA_, *found, gD_, gbias_, gz_, gh_, SOFTPLUS=softplus, CHUNK=CHUNK,
+            _backward, plan, x, states, gy, gu, gdelta, gA, *parts, gD, gbias, gz, gfinal,
+            ginitial, *(found or (None, None)), SOFTPLUS=softplus, CHUNK=CHUNK, SPLIT=bool(found),
         )  # fmt: skip
-        if parts > 1:
-            gB_.copy_(found[0].sum(0))
-            gC_.copy_(found[1].sum(0))
+        # In an order that is fixed.
+        if plan.parts > 1 and gB.dtype == gA.dtype:
+            torch.sum(parts[0], 0, out=gB)
+            torch.sum(parts[1], 0, out=gC)
+        elif plan.parts > 1:
+            gB.copy_(parts[0].sum(0))
+            gC.copy_(parts[1].sum(0))
+
+    per_row = states, gy.contiguous(), gu, gdelta, gA, gB, gC, gD, gbias, gz, gfinal, ginitial
+    # What several programs of a group find of gB and gC is summed up after some rows.
+    at_once = batch
+    if plan.parts > 1:
+        at_once = max(1, LARGEST // (plan.parts * length * groups * d_state))
+    if at_once >= batch:
+        some_rows(x, *per_row)
+    else:
+        for first in range(0, batch, at_once):
+            some = slice(first, first + at_once)
+            some_rows(x.rows(some), *(None if y is None else y[some] for y in per_row))
     none = states.new_empty(0)
     return [
         gu,
         gdelta,
-        gA.sum(0).T.contiguous(),
+        gA.sum((0, 1)).T.contiguous(),
         gB,
         gC,
-        gh.transpose(1, 2).contiguous(),
-        none if gD is None else gD.sum(0),
-        none.clone() if gbias is None else gbias.sum(0),
+        ginitial.transpose(1, 2).contiguous(),
+        none if gD is None else gD.sum((0, 1)),
+        none.clone() if gbias is None else gbias.sum((0, 1)),
         none.clone() if gz is None else gz,
     ]
 
