@@ -380,7 +380,8 @@ def test_a_target_outside_the_catalogue(width):
 
 def test_a_block_of_a_gpu_has_a_limit():
     gpu = torch.device("cuda")
-    assert blocked.rows_of_block(16_384, 3_000, gpu) == 1024
+    assert blocked.rows_of_block(16_384, 3_000, gpu) == 4096
+    assert blocked.rows_of_block(2_048, 3_000, gpu) == 2048  # 25 MB
     assert blocked.rows_of_block(16_384, 10**6, gpu) * 10**6 <= blocked.GPU_MOST
     assert blocked.rows_of_block(10, 10**9, gpu) == 1
 

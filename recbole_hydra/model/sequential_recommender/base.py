@@ -203,7 +203,7 @@ class StateSpaceRecommender(CausalRecommender):
 
 def similar_lengths(length: Tensor) -> list[Tensor]:
     """Groups of rows, each with the rows of up to 4 items, 5 to 8, 9 to 16, and so on; on a GPU,
-    where launching a group's kernels takes longer than a padded position, up to 16, 64, 256.
+    where launching a group's kernels takes longer than padded positions do, up to 64, 256, 1024.
 
     Args:
         length: items of each row, (batch,) int64.
@@ -213,7 +213,7 @@ def similar_lengths(length: Tensor) -> list[Tensor]:
     """
     exponent = torch.frexp((length - 1).double()).exponent.clamp_min(2)
     if length.is_cuda:
-        exponent = exponent.clamp_min(4).add(1).div(2, rounding_mode="floor")
+        exponent = exponent.clamp_min(6).add(1).div(2, rounding_mode="floor")
     return [(exponent == value).nonzero().squeeze(1) for value in exponent.unique()]
 
 

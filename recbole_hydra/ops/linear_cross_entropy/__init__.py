@@ -40,7 +40,7 @@ def linear_cross_entropy(
     The softmax over all items that next-item models are trained with (SASRec's and Mamba4Rec's CE).
     Extra memory is the two gradients and some rows of scores: with "numba" 4 MB, or 96 rows where
     the catalogue is large, fewer where it is very large; otherwise on a CPU 3 MB, or up to 256 MB
-    where the catalogue is large, on a GPU a sixteenth of the rows, up to 1 GB.
+    where the catalogue is large, on a GPU a quarter of the rows, up to 1 GB.
 
     Args:
         hidden: states, (n, width), n >= 1.

@@ -27,9 +27,10 @@ from recbole_hydra.ops.item_lists import ItemLists
 CACHED = 3 * 2**18
 #: ... or, of a large catalogue, a twentieth of all, but no more than these (256 MB).
 MOST = 2**26
-#: Rows of a block on a GPU, which small products leave idle: a sixteenth, and no fewer than these,
-GPU_ROWS = 256
-#: ... where that is no more than so many scores (1 GB as float32).
+#: Scores of a block on a GPU, which small products leave idle: a quarter of all, which is a tenth
+#: of what torch's loss holds at once, but no fewer than these (32 MB as float32) ...
+GPU_LEAST = 2**23
+#: ... and no more than these (1 GB).
 GPU_MOST = 2**28
 #: Where every logit is known to lie within these, exp needs no shift by the largest one: sums over
 #: 10^6 items stay below 10^33 and the smallest term is above 10^-27, inside float32's range.
@@ -154,7 +155,7 @@ def rows_of_block(n: int, n_items: int, device: torch.device) -> int:
         rows = max(CACHED // n_items, min(n // 20, MOST // n_items), 32)
         rows -= rows % 32  # matrix products fill their vectors
     else:
-        rows = max(min(max(GPU_ROWS, -(-n // 16)), GPU_MOST // n_items), 1)
+        rows = max(min(max(GPU_LEAST // n_items, -(-n // 4)), GPU_MOST // n_items), 1)
     return min(rows, n)
 
 

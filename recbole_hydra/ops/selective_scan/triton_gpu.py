@@ -42,9 +42,9 @@ LANES, PER_LANE = 8, 2
 MANY = 32
 #: Steps from one stored state to the next: a multiple of the four that the backward pass takes.
 CHUNK = 16
-#: Warps that a multiprocessor is to have before time is no longer cut, and steps of a segment at
-#: least.
-WARPS, SEGMENT = 16, 64
+#: Warps that a multiprocessor is to have before time is no longer cut: of 8, 16, 32 and 64 the one
+#: after which an H200 gains no more; and steps of a segment at least.
+WARPS, SEGMENT = 32, 64
 #: Numbers of the gradients of B and C before they are summed over programs, at most: 256 MiB each.
 LARGEST = 2**26
 
