@@ -1,40 +1,15 @@
-"""The command line: ``recbole-hydra``, also ``python run_recbole_hydra.py``."""
+"""The jobs of the command line that train: a run, a comparison, a sweep."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recbole_hydra.errors import RecBoleHydraError
-
 if TYPE_CHECKING:
     from recbole_hydra.compare import Comparison
     from recbole_hydra.tune import Sweep
-
-USAGE = """\
-usage: recbole-hydra --model=NAME --dataset=NAME [--key=value ...]
-       recbole-hydra compare --help
-       recbole-hydra tune --help
-       recbole-hydra recommend --help
-
-Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation and test metrics.
-
-  --model=NAME           Hydra, Mamba4Rec, SASRec, GRU4Rec, Pop, ...
-  --dataset=NAME         ml-100k (comes with RecBole), or one in data_path
-  --data_path=FOLDER     where FOLDER/NAME/NAME.inter is; default: dataset
-  --domains=A,B          several datasets at once, instead of --dataset
-  --item_encoder=text    Hydra: what items are is what their texts say; --item_llm=FOLDER
-  --adapt_from=FILE      Hydra on text: start from a model of other datasets
-  --config_files=A,B     yaml files, later ones over earlier ones
-  --resume=FILE          continue a killed run from its .last.pth
-  --saved=False          write no checkpoints
-  --key=value            any setting of RecBole or of the model: --epochs=50, --topk=10,20
-
-Settings and their defaults: properties/ of recbole_hydra, and RecBole's documentation.
-"""
 
 COMPARE_USAGE = """\
 usage: recbole-hydra compare --models=A,B --dataset=A,B --output_dir=FOLDER [--key=value ...]
@@ -74,62 +49,6 @@ Search the hyperparameters of a model with Ray Tune, on validation; test the bes
   --config_files=A,B        yaml files for all trials
   --key=value               any setting, for all trials: --epochs=50, --valid_metric=MRR@10
 """
-
-
-RECOMMEND_USAGE = """\
-usage: recbole-hydra recommend --checkpoint=FILE --output=FILE.parquet [--key=value ...]
-
-Write the best items of all users to a Parquet file: user, rank, item, score.
-
-  --checkpoint=FILE         of a training run, saved/....best.pth
-  --output=FILE.parquet     new; while it is made, FILE.parquet.parts holds what is done
-  --users=all               all of the training data, or a file with one id a line
-  --k=10                    items per user
-  --exclude_history=True    leave out what a user has had
-  --domain=NAME             of a model of several domains
-  --store=FOLDER            users as a Recommender keeps them there, or redis://HOST:PORT/0
-  --vectors=FOLDER          write the vectors of items and users there; --output may be left out
-  --resume=True             continue a call that was killed
-  --show_progress=False     no progress bar
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: the arguments; those of the process by default.
-
-    Returns:
-        The exit status: 0; 1 where no run of a comparison came to an end; or 2 after an error in
-        the input, which is printed as one line.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0 if argv else 2
-    if argv == ["--version"]:
-        from recbole_hydra import __version__
-
-        print(__version__)
-        return 0
-    command: Callable[[list[str]], Any] = train
-    hint = "--resume=FILE.last.pth continues"
-    if argv[0] in _JOBS:
-        command, usage, hint = _JOBS[argv[0]]
-        argv = argv[1:]
-        if not argv or argv[0] in ("-h", "--help", "help"):
-            print(usage, end="")
-            return 0 if argv else 2
-    try:
-        done = command(argv)
-    except RecBoleHydraError as error:
-        print(f"recbole-hydra: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"recbole-hydra: interrupted; {hint}", file=sys.stderr)
-        return 130
-    return 1 if command is compare and not any(map(done.finished, done.datasets)) else 0
 
 
 def train(argv: list[str]) -> dict[str, Any]:
@@ -304,60 +223,3 @@ def tune(argv: list[str]) -> Sweep:
     print(f"\n{sweep.folder}: best.yaml, trials.csv, sweep.png")
     print(f"train the best configuration:\n{sweep.command}")
     return sweep
-
-
-def recommend(argv: list[str]) -> None:
-    """Run the job ``recommend``, and say what was written."""
-    from recbole_hydra.checks import did_you_mean
-    from recbole_hydra.errors import BulkError
-    from recbole_hydra.settings.rules import integer, switch
-    from recbole_hydra.settings.spelling import home, parse_arguments, parse_value
-
-    arguments = parse_arguments(argv)
-    known = (
-        "checkpoint", "output", "users", "k", "exclude_history", "domain", "store", "vectors",
-        "resume", "show_progress",
-    )  # fmt: skip
-    for key in arguments:
-        if key not in known:
-            raise BulkError(f"recommend: unknown key {key!r}{did_you_mean(key, known)}")
-    for keys in (("checkpoint",), ("output", "vectors")):
-        if not arguments.keys() & set(keys):
-            missing = " or ".join(f"--{key}" for key in keys)
-            raise BulkError(f"recommend: {missing} is missing; see recbole-hydra recommend --help")
-    switches = {
-        key: switch()(key, parse_value(arguments.get(key, default)))
-        for key, default in (
-            ("exclude_history", "False"), ("resume", "False"), ("show_progress", "True")
-        )
-    }  # fmt: skip
-    k = integer(least=1)("k", parse_value(arguments.get("k", "10")))
-
-    from recbole_hydra.serving.bulk import read_users, recommend_all, write_vectors
-    from recbole_hydra.serving.recommender import Recommender
-
-    given = arguments.get("users", "all")
-    users = None if given == "all" else read_users(home(given))
-    with Recommender(home(arguments["checkpoint"]), arguments.get("store")) as service:
-        if "output" in arguments:
-            output, domain = home(arguments["output"]), arguments.get("domain")
-            number = recommend_all(service, output, users, k, domain=domain, **switches)
-            print(f"{output}: {number:,} users")
-        if "vectors" in arguments:
-            folder = home(arguments["vectors"])
-            write_vectors(service, folder, users)
-            print(f"{folder}: items.parquet, users.parquet, vectors.json")
-
-
-#: By name: what runs, its usage, and what to say after an interruption.
-_JOBS: dict[str, tuple[Callable[[list[str]], Any], str, str]] = {
-    "compare": (
-        compare, COMPARE_USAGE, "the report is of what is finished; --resume=True continues"
-    ),
-    "tune": (tune, TUNE_USAGE, "the report is of what is finished; --resume=True continues"),
-    "recommend": (recommend, RECOMMEND_USAGE, "--resume=True continues"),
-}  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

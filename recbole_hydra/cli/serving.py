@@ -1,0 +1,63 @@
+"""The jobs of the command line for a model that is trained."""
+
+from __future__ import annotations
+
+RECOMMEND_USAGE = """\
+usage: recbole-hydra recommend --checkpoint=FILE --output=FILE.parquet [--key=value ...]
+
+Write the best items of all users to a Parquet file: user, rank, item, score.
+
+  --checkpoint=FILE         of a training run, saved/....best.pth
+  --output=FILE.parquet     new; while it is made, FILE.parquet.parts holds what is done
+  --users=all               all of the training data, or a file with one id a line
+  --k=10                    items per user
+  --exclude_history=True    leave out what a user has had
+  --domain=NAME             of a model of several domains
+  --store=FOLDER            users as a Recommender keeps them there, or redis://HOST:PORT/0
+  --vectors=FOLDER          write the vectors of items and users there; --output may be left out
+  --resume=True             continue a call that was killed
+  --show_progress=False     no progress bar
+"""
+
+
+def recommend(argv: list[str]) -> None:
+    """Run the job ``recommend``, and say what was written."""
+    from recbole_hydra.checks import did_you_mean
+    from recbole_hydra.errors import BulkError
+    from recbole_hydra.settings.rules import integer, switch
+    from recbole_hydra.settings.spelling import home, parse_arguments, parse_value
+
+    arguments = parse_arguments(argv)
+    known = (
+        "checkpoint", "output", "users", "k", "exclude_history", "domain", "store", "vectors",
+        "resume", "show_progress",
+    )  # fmt: skip
+    for key in arguments:
+        if key not in known:
+            raise BulkError(f"recommend: unknown key {key!r}{did_you_mean(key, known)}")
+    for keys in (("checkpoint",), ("output", "vectors")):
+        if not arguments.keys() & set(keys):
+            missing = " or ".join(f"--{key}" for key in keys)
+            raise BulkError(f"recommend: {missing} is missing; see recbole-hydra recommend --help")
+    switches = {
+        key: switch()(key, parse_value(arguments.get(key, default)))
+        for key, default in (
+            ("exclude_history", "False"), ("resume", "False"), ("show_progress", "True")
+        )
+    }  # fmt: skip
+    k = integer(least=1)("k", parse_value(arguments.get("k", "10")))
+
+    from recbole_hydra.serving.bulk import read_users, recommend_all, write_vectors
+    from recbole_hydra.serving.recommender import Recommender
+
+    given = arguments.get("users", "all")
+    users = None if given == "all" else read_users(home(given))
+    with Recommender(home(arguments["checkpoint"]), arguments.get("store")) as service:
+        if "output" in arguments:
+            output, domain = home(arguments["output"]), arguments.get("domain")
+            number = recommend_all(service, output, users, k, domain=domain, **switches)
+            print(f"{output}: {number:,} users")
+        if "vectors" in arguments:
+            folder = home(arguments["vectors"])
+            write_vectors(service, folder, users)
+            print(f"{folder}: items.parquet, users.parquet, vectors.json")
