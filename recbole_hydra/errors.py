@@ -33,6 +33,10 @@ class StoreError(RecBoleHydraError):
     """A store of users' states that cannot be opened, read or written."""
 
 
+class ServeError(RecBoleHydraError):
+    """A server that cannot be started as asked, or a request that it cannot answer now."""
+
+
 class TrainingError(RecBoleHydraError):
     """Training that cannot go on, such as a loss that is not a number."""
 

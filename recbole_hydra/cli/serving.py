@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 RECOMMEND_USAGE = """\
 usage: recbole-hydra recommend --checkpoint=FILE --output=FILE.parquet [--key=value ...]
 
@@ -18,6 +20,63 @@ Write the best items of all users to a Parquet file: user, rank, item, score.
   --resume=True             continue a call that was killed
   --show_progress=False     no progress bar
 """
+
+SERVE_USAGE = """\
+usage: recbole-hydra serve --checkpoint=FILE [--store=...] [--key=value ...]
+
+Answer over HTTP: events in, recommendations out; a page to try it at /.
+
+  --checkpoint=FILE         of a training run, saved/....best.pth
+  --store=FOLDER            where users are kept, or redis://HOST:PORT/0; default: in memory
+  --host=127.0.0.1          another one needs a token
+  --port=8000               0: a free one
+  --token_file=FILE         what requests must bring; a file that only you can read; or the
+                            environment variable RECBOLE_HYDRA_TOKEN
+  --workers=1               processes; more than one share users by Redis
+  --watch=FOLDER            the newest checkpoint there takes over, without a stop
+  --recompute=True          the store holds another model's states: compute them anew
+  --batch_ms=0              milliseconds that a request may wait for others
+"""
+
+
+def serve(argv: list[str]) -> None:
+    """Run the job ``serve`` until it is told to end."""
+    from recbole_hydra.checks import did_you_mean
+    from recbole_hydra.errors import ServeError
+    from recbole_hydra.settings.rules import integer, number, switch
+    from recbole_hydra.settings.spelling import home, parse_arguments, parse_value
+
+    arguments = parse_arguments(argv)
+    known = (
+        "checkpoint", "store", "host", "port", "token_file", "workers", "watch", "recompute",
+        "batch_ms",
+    )  # fmt: skip
+    if "token" in arguments:
+        raise ServeError(
+            "token: not on the command line, where others can read it; pass --token_file=FILE, or "
+            "set RECBOLE_HYDRA_TOKEN"
+        )
+    for key in arguments:
+        if key not in known:
+            raise ServeError(f"serve: unknown key {key!r}{did_you_mean(key, known)}")
+    if "checkpoint" not in arguments:
+        raise ServeError("serve: --checkpoint is missing; see recbole-hydra serve --help")
+    checks = {
+        "port": integer(0, 65535), "workers": integer(1), "recompute": switch(),
+        "batch_ms": number(0),
+    }  # fmt: skip
+    values: dict[str, Any] = {
+        key: checks[key](key, parse_value(text)) if key in checks else home(text)
+        for key, text in arguments.items()
+    }
+    try:
+        from recbole_hydra.serving.server.run import Plan
+        from recbole_hydra.serving.server.run import serve as run
+    except ImportError as error:
+        raise ServeError(
+            f"serve: {error.name} is not installed; pip install 'recbole-hydra[serve]'"
+        ) from error
+    run(Plan(**values))
 
 
 def recommend(argv: list[str]) -> None:

@@ -81,12 +81,14 @@ class Recommender:
                 "recommend(model, user)"
             )
         self._lock = threading.RLock()
-        self.store = store if isinstance(store, Store) else open_store(store)
+        was_open = isinstance(store, Store)
+        self.store = cast(Store, store) if was_open else open_store(cast(Any, store))
         try:
             self.states = States(self.model, self.store, reading, recompute)
             self.ranking = Ranking(self.model, self.states.trained, self.states.window)
         except BaseException:
-            self.store.close()
+            if not was_open:
+                self.store.close()
             raise
         about["is_served"] = True  # its items must stay as they are
         self._is_open = True

@@ -1,0 +1,157 @@
+"""The model that answers, and how another one takes over while it does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from recbole_hydra.data.atomic_files import read_columns
+from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
+from recbole_hydra.serving.recommender import Recommender
+from recbole_hydra.serving.stores import Store
+
+logger = logging.getLogger(__name__)
+
+
+class LiveModel:
+    """A Recommender that can be replaced between two requests.
+
+    Args:
+        checkpoint: of the first model.
+        store: where the users are kept; the models follow each other in it.
+        models: the folder that later checkpoints may come from; that of the first by default.
+        recompute: see :class:`~recbole_hydra.serving.recommender.Recommender`.
+
+    Attributes:
+        service: the Recommender that answers now. Whoever works with it takes it once, and is done
+            with it before taking it again.
+        checkpoint: what it was loaded from.
+        names: what items are called, by raw id, where the dataset's ``.item`` file is there.
+        generation: how many models there have been.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        store: Store,
+        models: str | os.PathLike[str] | None = None,
+        recompute: bool = False,
+    ) -> None:
+        self.store = store
+        self.checkpoint = Path(checkpoint)
+        self.models = Path(models if models is not None else self.checkpoint.parent).resolve()
+        self.service = Recommender(checkpoint, store, recompute=recompute)
+        _try_out(self.service)
+        self.names = names_of(self.service.model)
+        self.generation = 1
+        self._replacing = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        """What tells the states of the model from another's, 16 hexadecimal digits."""
+        return self.service.states.version.hex()[:16]
+
+    def replace(self, name: str) -> str:
+        """Let the checkpoint ``name``, a file in the folder ``models``, take over; returns its
+        version. States of users are computed anew from their histories, as they come.
+
+        Raises:
+            CheckpointError: it is no checkpoint, or not in that folder; the model stays.
+            ConfigError: its model cannot be served; the model stays.
+        """
+        path = (self.models / name).resolve()
+        if self.models not in path.parents:
+            raise CheckpointError(
+                f"model {name!r}: must be a file in the folder {self.models.name}"
+            )
+        with self._replacing:
+            before = self.service.states.version
+            try:
+                service = Recommender(str(path), self.store, recompute=True)
+                _try_out(service)
+                names = names_of(service.model)
+            except BaseException:
+                if self.store.model() != before:
+                    self.store.model(replace=before)
+                raise
+            self.service, self.checkpoint, self.names = service, path, names
+            self.generation += 1
+            logger.info("%s takes over, model %s", path.name, self.version)
+            return self.version
+
+
+def _try_out(service: Recommender) -> None:
+    """One recommendation, so that what is compiled is there, and what fails fails now."""
+    service.recommend_to_history([str(service.ranking.tokens[1])], k=1)
+
+
+def names_of(model: Any) -> dict[str, str]:
+    """What items are called, by raw id: the first column of texts (``token_seq``) of the dataset's
+    ``.item`` file; nothing where the file or such a column is not there."""
+    config = model.checkpoint["config"]
+    file = Path(str(config["data_path"])) / f"{config['dataset']}.item"
+    try:
+        with open(file, encoding="utf-8") as lines:
+            columns = lines.readline().rstrip("\r\n").split(config["field_separator"])
+        text = next((name for name in columns if name.endswith(":token_seq")), None)
+        if text is None:
+            return {}
+        table = read_columns(config, file)
+        return dict(zip(table[f"{config['ITEM_ID_FIELD']}:token"], table[text], strict=True))
+    except (OSError, UnicodeDecodeError, KeyError, RecBoleHydraError):
+        return {}
+
+
+class Watch:
+    """The newest checkpoint of a folder takes over: looked for every few seconds.
+
+    A file that cannot be served is named in the log once, and left alone until it changes.
+
+    Args:
+        live: whose ``models`` is the folder.
+        seconds: from one look to the next.
+    """
+
+    def __init__(self, live: LiveModel, seconds: float = 2.0) -> None:
+        self._live, self._seconds = live, seconds
+        self._seen = self._newest()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after a look that is under way."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _newest(self) -> tuple[float, int, str] | None:
+        """Time, size and name of the newest checkpoint."""
+        found = []
+        for path in self._live.models.glob("*.pth"):
+            if path.name.endswith(".last.pth"):
+                continue  # of a run that is under way
+            try:
+                about = path.stat()
+            except OSError:
+                continue
+            found.append((about.st_mtime, about.st_size, path.name))
+        return max(found, default=None)
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            newest = self._newest()
+            if newest is None or newest == self._seen:
+                continue
+            self._seen = newest
+            try:
+                self._live.replace(newest[2])
+            except (CheckpointError, ConfigError) as error:
+                logger.warning("%s: not taken over: %s", newest[2], error)
+            except Exception as error:  # the service goes on with the model that it has
+                logger.exception("%s: not taken over: %s", newest[2], error)
