@@ -24,9 +24,10 @@ from recbole_hydra import Recommender, load_model, recommend, run_recbole_hydra
 from recbole_hydra.cli import main
 from recbole_hydra.errors import StoreError
 from recbole_hydra.serving.server import gate
-from recbole_hydra.serving.server.app import Server, make_app
+from recbole_hydra.serving.server.app import make_app
 from recbole_hydra.serving.server.batching import Batcher, Events, OfUser, Other
 from recbole_hydra.serving.server.live import LiveModel, Watch, names_of
+from recbole_hydra.serving.server.service import Service
 from recbole_hydra.serving.stores import MemoryStore
 
 TOKEN = "a token of many letters"
@@ -49,7 +50,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def client(models):
-    with TestClient(make_app(Server(LiveModel(models / "first.pth", MemoryStore())))) as client:
+    with TestClient(make_app(Service(LiveModel(models / "first.pth", MemoryStore())))) as client:
         yield client
 
 
@@ -128,7 +129,7 @@ def test_names_are_those_of_the_item_file(make_ring):
     folder = make_ring("ring")
     given = small("Hydra", data_path=folder, carry_state=True)
     path = run_recbole_hydra("Hydra", "ring", config_dict=given)["best_checkpoint"]
-    with TestClient(make_app(Server(LiveModel(path, MemoryStore())))) as client:
+    with TestClient(make_app(Service(LiveModel(path, MemoryStore())))) as client:
         found = answer(client.post("/recommendations", json={"history": ["i0"], "k": 1}))
         first = found["items"][0]
         assert len(first["name"].split()) == 2
@@ -194,7 +195,7 @@ def test_what_is_not_there_or_too_large(client):
 
 
 def test_with_a_token_nothing_is_said_without(models):
-    server = Server(LiveModel(models / "first.pth", MemoryStore()))
+    server = Service(LiveModel(models / "first.pth", MemoryStore()))
     with TestClient(make_app(server, TOKEN)) as client:
         for path in ("/recommendations/u", "/users", "/metrics", "/openapi.json", "/nothing"):
             for headers in ({}, {"authorization": "Bearer no"}, {"authorization": TOKEN}):
@@ -223,6 +224,7 @@ def test_what_arrives_together_is_computed_together(models):
         jobs += [OfUser("v1", 10_000, False, None), OfUser("v1", 2, False, "books")]
         jobs += [Other(lambda service: len(service.store)), Other(lambda service: 1 / 0)]
         found = await asyncio.gather(*map(batcher.submit, jobs), return_exceptions=True)
+        found = [x if isinstance(x, Exception) else x[0] for x in found]
         await batcher.stop()
         return service, found
 
@@ -496,7 +498,7 @@ def test_the_page_in_a_browser_by_clicking(models, tmp_path):
     if browser is None:
         assert "CI" not in os.environ, "CI installs Debian's chromium"
         pytest.skip("needs chromium")
-    app = make_app(Server(LiveModel(models / "first.pth", MemoryStore())))
+    app = make_app(Service(LiveModel(models / "first.pth", MemoryStore())))
 
     async def with_clicks(scope, receive, send):
         async def send_more(message):
@@ -529,7 +531,7 @@ def test_no_input_makes_a_5xx(models):
     schemathesis = pytest.importorskip("schemathesis")
     import hypothesis
 
-    app = make_app(Server(LiveModel(models / "first.pth", MemoryStore())))
+    app = make_app(Service(LiveModel(models / "first.pth", MemoryStore())))
     with listening(app) as address:
         schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
         seen = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Any
@@ -16,11 +16,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from recbole_hydra.errors import DatasetError, RecBoleHydraError, ServeError, StoreError
-from recbole_hydra.serving.recommender import Recommender
 from recbole_hydra.serving.server import schema
-from recbole_hydra.serving.server.batching import Batcher, Events, Job, OfUser, Other, named
-from recbole_hydra.serving.server.gate import Gate, Metrics
-from recbole_hydra.serving.server.live import LiveModel, Watch
+from recbole_hydra.serving.server.batching import Other, named
+from recbole_hydra.serving.server.gate import Gate
+from recbole_hydra.serving.server.service import Service
+from recbole_hydra.serving.server.shortcut import Shortcut
 
 #: Errors of every path, for the OpenAPI page.
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -36,65 +36,12 @@ NOT_FOUND: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Server:
-    """What the paths of an application share.
-
-    Args:
-        live: the model.
-        delay: seconds that a batch may wait for more requests.
-        watch: let the newest checkpoint in ``live``'s folder take over.
-        may_replace: whether ``POST /model`` is answered.
-    """
-
-    def __init__(
-        self, live: LiveModel, delay: float = 0.0, watch: bool = False, may_replace: bool = True
-    ) -> None:
-        self.live, self.metrics, self.may_replace = live, Metrics(), may_replace
-        self._delay, self._watch = delay, Watch(live) if watch else None
-        self._batcher: Batcher | None = None
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """While the application runs: the batches, and the watch. At the end what waits is
-        answered, then the store is closed."""
-        self._batcher = Batcher(
-            lambda: self.live.service, self._delay, self.metrics.batches.observe
-        )
-        self._batcher.start()
-        if self._watch is not None:
-            self._watch.start()
-        try:
-            yield
-        finally:
-            if self._watch is not None:
-                await run_in_threadpool(self._watch.stop)
-            await self._batcher.stop()
-            self.live.service.close()
-
-    async def do(self, job: Job) -> Any:
-        """What comes of a job, see :meth:`.Batcher.submit`."""
-        if self._batcher is None:
-            raise ServeError("the server is not running")
-        return await self._batcher.submit(job)
-
-    async def ask(self, call: Callable[[Recommender], Any]) -> Any:
-        """What ``call`` says of the Recommender that answers now."""
-        return await self.do(Other(call))
-
-    def items(self, found: Any, **others: Any) -> Response:
-        """An answer with recommendations."""
-        return as_json(
-            **others, items=named(found, self.live.names), fallback=found.fallback,
-            model=self.live.version,
-        )  # fmt: skip
-
-
-def as_json(**values: Any) -> Response:
+def as_json(values: dict[str, Any]) -> Response:
     """An answer; without FastAPI's way over models, which takes longer than the recommendation."""
     return Response(json.dumps(values), media_type="application/json")
 
 
-def make_app(server: Server, token: str | None = None) -> Gate:
+def make_app(server: Service, token: str | None = None) -> Gate:
     """The application.
 
     Args:
@@ -117,7 +64,7 @@ def make_app(server: Server, token: str | None = None) -> Gate:
     _add_recommendations(app, server)
     _add_users(app, server)
     _add_server(app, server)
-    return Gate(app, token, server.metrics)
+    return Gate(Shortcut(app, server), token, server.metrics)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -147,7 +94,7 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, of_path)
 
 
-def _add_events(app: FastAPI, server: Server) -> None:
+def _add_events(app: FastAPI, server: Service) -> None:
     @app.post("/events", response_model=schema.Stored, tags=["events"])
     async def take_in(body: schema.AnyEvents) -> Response:
         """Take in an event, or a list of them, all or none. The answer comes when it is stored."""
@@ -156,12 +103,10 @@ def _add_events(app: FastAPI, server: Server) -> None:
         ranking = server.live.service.ranking
         for place, event in enumerate(events):  # named before anything is taken in
             ranking.id_of(event.item, "" if one else f"events.{place}: ")
-        stored = await server.do(Events([(event.user, event.item) for event in events]))
-        server.metrics.events.inc(stored)
-        return as_json(stored=stored, model=server.live.version)
+        return as_json(await server.take_in([(event.user, event.item) for event in events]))
 
 
-def _add_recommendations(app: FastAPI, server: Server) -> None:
+def _add_recommendations(app: FastAPI, server: Service) -> None:
     @app.get("/recommendations/{user:path}", response_model=schema.Items, tags=["recommendations"])
     async def of_user(
         user: schema.Id,
@@ -170,8 +115,7 @@ def _add_recommendations(app: FastAPI, server: Server) -> None:
         domain: str | None = None,
     ) -> Response:
         """The best items for a user, after all that was stored."""
-        found = await server.do(OfUser(str(user), k, exclude_history, domain))
-        return server.items(found, user=user)
+        return as_json(await server.of_user(str(user), k, exclude_history, domain))
 
     @app.post(
         "/recommendations",
@@ -182,14 +126,11 @@ def _add_recommendations(app: FastAPI, server: Server) -> None:
         """The best items for histories of users nobody knows; nothing is stored."""
         many = body.histories if isinstance(body, schema.OfHistories) else [body.history]
         how = body.k, body.exclude_history, body.domain
-        found = await server.ask(
-            lambda service: [service.recommend_to_history(one, *how) for one in many]
+        found, model = await server.do(
+            Other(lambda service: [service.recommend_to_history(one, *how) for one in many])
         )
-        if isinstance(body, schema.OfHistory):
-            return server.items(found[0])
-        model, names = server.live.version, server.live.names
-        results = [{"items": named(one, names), "fallback": None, "model": model} for one in found]
-        return as_json(results=results, model=model)
+        results = [server.items(one, model) for one in found]
+        return as_json(results[0] if isinstance(body, schema.OfHistory) else {"results": results})
 
     @app.get(
         "/items/{item:path}/similar",
@@ -205,16 +146,16 @@ def _add_recommendations(app: FastAPI, server: Server) -> None:
             server.live.service.ranking.id_of(item)
         except DatasetError as error:
             raise HTTPException(404, str(error)) from error
-        found = await server.ask(lambda service: service.similar(item, k))
-        return as_json(item=item, items=named(found, server.live.names), model=server.live.version)
+        found, model = await server.do(Other(lambda service: service.similar(item, k)))
+        return as_json({"item": item, "items": named(found, server.live.names), "model": model})
 
 
-def _add_users(app: FastAPI, server: Server) -> None:
+def _add_users(app: FastAPI, server: Service) -> None:
     @app.get("/users", response_model=schema.Users, tags=["users"])
     async def users(limit: Annotated[int, Query(ge=1, le=1000)] = 20) -> Response:
         """Some users of the training data."""
         known = [str(user) for user in server.live.service.states.users][1:]
-        return as_json(users=known[:limit], number=len(known))
+        return as_json({"users": known[:limit], "number": len(known)})
 
     @app.get("/users/{user:path}/history", response_model=schema.History, tags=["users"])
     async def history(
@@ -224,10 +165,10 @@ def _add_users(app: FastAPI, server: Server) -> None:
         found = await server.ask(lambda service: service.history(user))
         names = server.live.names
         had = [{"item": item, "name": names.get(item)} for item in found[-limit:]]
-        return as_json(user=user, history=had, number=len(found))
+        return as_json({"user": user, "history": had, "number": len(found)})
 
 
-def _add_server(app: FastAPI, server: Server) -> None:
+def _add_server(app: FastAPI, server: Service) -> None:
     page = files("recbole_hydra.serving.server").joinpath("page.html").read_text(encoding="utf-8")
 
     @app.get("/", include_in_schema=False)
@@ -237,13 +178,13 @@ def _add_server(app: FastAPI, server: Server) -> None:
     @app.get("/health", response_model=schema.Health, tags=["server"])
     async def health() -> Response:
         """The process answers."""
-        return as_json(status="ok")
+        return as_json({"status": "ok"})
 
     @app.get("/ready", response_model=schema.Health, tags=["server"])
     async def ready() -> Response:
         """The model is there, and the store answers."""
         await server.ask(lambda service: service.store.model())
-        return as_json(status="ready", model=server.live.version)
+        return as_json({"status": "ready", "model": server.live.version})
 
     @app.get("/metrics", response_class=Response, tags=["server"])
     async def metrics() -> Response:
@@ -256,7 +197,7 @@ def _add_server(app: FastAPI, server: Server) -> None:
     @app.get("/model", response_model=schema.Model, tags=["server"])
     async def model() -> Response:
         """The model that answers."""
-        return as_json(model=server.live.version, checkpoint=server.live.checkpoint.name)
+        return as_json({"model": server.live.version, "checkpoint": server.live.checkpoint.name})
 
     @app.post("/model", response_model=schema.Model, tags=["server"])
     async def replace(body: schema.NewModel) -> Response:
@@ -266,4 +207,4 @@ def _add_server(app: FastAPI, server: Server) -> None:
                 422, "model: this server has several processes; start it with --watch=FOLDER"
             )
         version = await run_in_threadpool(server.live.replace, body.checkpoint)
-        return as_json(model=version, checkpoint=server.live.checkpoint.name)
+        return as_json({"model": version, "checkpoint": server.live.checkpoint.name})

@@ -74,8 +74,8 @@ class Batcher:
             self._task.cancel()
         self._worker.shutdown()
 
-    async def submit(self, job: Job) -> Any:
-        """What comes of a job.
+    async def submit(self, job: Job) -> tuple[Any, Recommender]:
+        """What comes of a job, and the Recommender that it comes of.
 
         Raises:
             ServeError: too many are waiting.
@@ -97,8 +97,9 @@ class Batcher:
                 batch.append(self._waiting.get_nowait())
             self._seen(len(batch))
             jobs = [job for job, _ in batch]
+            service = self._service()
             try:
-                results = await loop.run_in_executor(self._worker, work, self._service(), jobs)
+                results = await loop.run_in_executor(self._worker, work, service, jobs)
             except Exception as error:  # of one's own making: nobody may wait for ever
                 results = [error] * len(batch)
             for (_, future), result in zip(batch, results, strict=True):
@@ -108,7 +109,7 @@ class Batcher:
                 if isinstance(result, Exception):
                     future.set_exception(result)
                 else:
-                    future.set_result(result)
+                    future.set_result((result, service))
 
 
 def work(service: Recommender, jobs: Sequence[Job]) -> list[Any]:

@@ -51,8 +51,8 @@ class LiveModel:
 
     @property
     def version(self) -> str:
-        """What tells the states of the model from another's, 16 hexadecimal digits."""
-        return self.service.states.version.hex()[:16]
+        """:func:`version_of` the model."""
+        return version_of(self.service)
 
     def replace(self, name: str) -> str:
         """Let the checkpoint ``name``, a file in the folder ``models``, take over; returns its
@@ -81,6 +81,11 @@ class LiveModel:
             self.generation += 1
             logger.info("%s takes over, model %s", path.name, self.version)
             return self.version
+
+
+def version_of(service: Recommender) -> str:
+    """What tells the states of a model from another's, 16 hexadecimal digits."""
+    return service.states.version.hex()[:16]
 
 
 def _try_out(service: Recommender) -> None:

@@ -16,8 +16,9 @@ from typing import Any
 import uvicorn
 
 from recbole_hydra.errors import ServeError
-from recbole_hydra.serving.server.app import Server, make_app
+from recbole_hydra.serving.server.app import make_app
 from recbole_hydra.serving.server.live import LiveModel
+from recbole_hydra.serving.server.service import Service
 from recbole_hydra.serving.stores import open_store
 
 #: The environment variable with the token, and the one with which processes are told what to serve.
@@ -107,14 +108,14 @@ def _log() -> None:
     logging.getLogger("recbole_hydra.serving").setLevel(logging.INFO)
 
 
-def _server(plan: Plan) -> Server:
+def _server(plan: Plan) -> Service:
     store = open_store(plan.store)
     try:
         live = LiveModel(plan.checkpoint, store, plan.watch, plan.recompute)
     except BaseException:
         store.close()
         raise
-    return Server(live, plan.batch_ms / 1000, plan.watch is not None, plan.workers == 1)
+    return Service(live, plan.batch_ms / 1000, plan.watch is not None, plan.workers == 1)
 
 
 def _token(plan: Plan) -> str | None:

@@ -141,7 +141,6 @@ class ManyItems(BaseModel):
     """The best items of each history."""
 
     results: list[Items]
-    model: str
 
 
 class Similar(BaseModel):
