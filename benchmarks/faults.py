@@ -5,9 +5,9 @@
 Trains Hydra with carried state on the tiny dataset for an epoch. For LMDB and for Redis, a server
 is under load of events by four connections and killed (SIGKILL) after a random time, again and
 again on the same store; after each time the store is opened, and compared with what was
-acknowledged, and every user's recommendations with those of the whole history read anew. Then the disk of an LMDB
-store is filled (a tmpfs, which needs root) and freed, and Redis is killed and started again, under
-a server that runs on. Writes ``results/faults.md``; needs Debian's redis-server.
+acknowledged, and every user's recommendations with those of the whole history read anew. Then the
+disk of an LMDB store is filled (a tmpfs, which needs root) and freed, and Redis is killed and
+started again, under a server that runs on. Writes ``results/faults.md``; needs redis-server.
 """
 
 import argparse

@@ -33,6 +33,15 @@ from recbole_hydra.serving.stores import MemoryStore
 TOKEN = "a token of many letters"
 
 
+def has_ray_serve():
+    try:
+        import grpc_reflection  # noqa: F401  # of ray[serve], which ray[tune] does not need
+        import ray
+    except ImportError:
+        return False
+    return int(ray.__version__.split(".")[1]) >= 50
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A folder with two checkpoints of the same dataset, and a file that is none."""
@@ -421,6 +430,65 @@ def test_several_processes_share_users_by_redis(models, redis_url):
         process.wait(60)
 
 
+@pytest.fixture
+def cluster(monkeypatch):
+    """Two nodes on this machine, one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    # The nodes of a real cluster have addresses of their own.
+    monkeypatch.setenv("TEST_WORKER_NODE_HTTP_PORT", str(free_port()))
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes.add_node(num_cpus=1)
+    nodes.wait_for_nodes()
+    yield nodes
+    nodes.shutdown()
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.mark.skipif(not has_ray_serve(), reason="needs current Ray with ray[serve]")
+def test_a_cluster_goes_on_without_one_of_its_nodes(models, redis_url, cluster):
+    address = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "recbole_hydra.cli", "serve", f"--port={address[17:]}"]
+    command += [f"--checkpoint={models / 'first.pth'}", f"--store={redis_url}"]
+    command += [f"--ray_address={cluster.address}"]
+    done = subprocess.run([*command, "--replicas=2"], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and done.stdout.strip() == address, done.stderr[-3000:]
+    stored, failed = {"a": 0, "b": 0}, []
+    stop = threading.Event()
+
+    def send(user):
+        while not stop.is_set():
+            try:
+                call(f"{address}/events", {"user": user, "item": "i5"})
+                stored[user] += 1
+            except OSError as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=send, args=(user,)) for user in stored]
+    for thread in threads:
+        thread.start()
+    time.sleep(2)
+    cluster.remove_node(list(cluster.worker_nodes)[0], allow_graceful=False)
+    before = dict(stored)
+    time.sleep(5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert all(stored[user] > before[user] for user in stored)  # it goes on
+    for user, number in stored.items():
+        there = call(f"{address}/users/{user}/history")["number"]
+        assert number <= there <= number + len(failed)
+    done = subprocess.run([*command, "--replicas=0"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "taken down"
+    with pytest.raises(OSError):
+        call(f"{address}/users/a/history")
+
+
 def test_what_cannot_be_started_is_one_line(models, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("RECBOLE_HYDRA_TOKEN", raising=False)
     checkpoint = f"--checkpoint={models / 'first.pth'}"
@@ -443,6 +511,8 @@ def test_what_cannot_be_started_is_one_line(models, tmp_path, capsys, monkeypatc
             ([checkpoint, f"--token_file={tmp_path / 'none'}"], "token_file .*cannot be read"),
             ([checkpoint, f"--token={TOKEN}"], "not on the command line"),
             ([checkpoint, "--workers=2"], "2 processes share users by Redis"),
+            ([checkpoint, "--replicas=2"], "--ray_address and --replicas belong together"),
+            ([checkpoint, "--ray_address=auto", "--replicas=2"], "share users by Redis|Ray"),
             ([checkpoint, "--workers=none"], "workers must be a positive integer"),
             ([checkpoint, f"--watch={tmp_path / 'none'}"], "watch: there is no folder"),
             ([checkpoint, "--store=mongo://x"], "mongo"),
@@ -515,7 +585,9 @@ def test_the_page_in_a_browser_by_clicking(models, tmp_path):
     with listening(with_clicks) as address:
         command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
         command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000"]
-        done = subprocess.run([*command, f"{address}/?user=somebody"], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*command, f"{address}/?user=somebody"], capture_output=True, text=True, timeout=120
+        )
         had = [row["item"] for row in call(f"{address}/users/nobody/history")["history"]]
     dom = done.stdout
     assert "<title>clicked</title>" in dom, dom[-2000:]

@@ -36,6 +36,8 @@ Answer over HTTP: events in, recommendations out; a page to try it at /.
   --watch=FOLDER            the newest checkpoint there takes over, without a stop
   --recompute=True          the store holds another model's states: compute them anew
   --batch_ms=0              milliseconds that a request may wait for others
+  --ray_address=auto        deploy on a running Ray cluster, and end; or HOST:PORT
+  --replicas=2              processes in the cluster, with --store=redis://...; 0 takes it down
 """
 
 
@@ -49,7 +51,7 @@ def serve(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     known = (
         "checkpoint", "store", "host", "port", "token_file", "workers", "watch", "recompute",
-        "batch_ms",
+        "batch_ms", "ray_address", "replicas",
     )  # fmt: skip
     if "token" in arguments:
         raise ServeError(
@@ -63,12 +65,17 @@ def serve(argv: list[str]) -> None:
         raise ServeError("serve: --checkpoint is missing; see recbole-hydra serve --help")
     checks = {
         "port": integer(0, 65535), "workers": integer(1), "recompute": switch(),
-        "batch_ms": number(0),
+        "batch_ms": number(0), "replicas": integer(0),
     }  # fmt: skip
     values: dict[str, Any] = {
         key: checks[key](key, parse_value(text)) if key in checks else home(text)
         for key, text in arguments.items()
     }
+    cluster, replicas = values.pop("ray_address", None), values.pop("replicas", None)
+    if (cluster is None) != (replicas is None):
+        raise ServeError("serve: --ray_address and --replicas belong together")
+    if cluster is not None and "workers" in values:
+        raise ServeError("workers: a cluster has --replicas")
     try:
         from recbole_hydra.serving.server.run import Plan
         from recbole_hydra.serving.server.run import serve as run
@@ -76,7 +83,12 @@ def serve(argv: list[str]) -> None:
         raise ServeError(
             f"serve: {error.name} is not installed; pip install 'recbole-hydra[serve]'"
         ) from error
-    run(Plan(**values))
+    if cluster is None:
+        run(Plan(**values))
+        return
+    from recbole_hydra.serving.server.on_ray import deploy
+
+    print(deploy(Plan(**values), cluster, replicas))
 
 
 def recommend(argv: list[str]) -> None:

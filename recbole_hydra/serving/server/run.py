@@ -66,14 +66,11 @@ def serve(plan: Plan) -> None:
             in a file that others can read, no such folder, several processes without Redis.
         CheckpointError, ConfigError, StoreError: as of :class:`~recbole_hydra.Recommender`.
     """
-    token = _token(plan)
+    token = token_of(plan)
     if plan.watch is not None and not Path(plan.watch).is_dir():
         raise ServeError(f"watch: there is no folder {plan.watch}")
-    if plan.workers > 1 and not str(plan.store).startswith(("redis://", "rediss://", "unix://")):
-        raise ServeError(
-            f"workers: {plan.workers} processes share users by Redis; pass "
-            "--store=redis://HOST:PORT/0"
-        )
+    if plan.workers > 1:
+        needs_redis(plan, f"workers: {plan.workers}")
     with _listening(plan) as listener:
         how: dict[str, Any] = {
             "log_level": "warning", "access_log": False, "lifespan": "on", "server_header": False,
@@ -82,11 +79,11 @@ def serve(plan: Plan) -> None:
         address = f"http://{plan.host}:{listener.getsockname()[1]}"
         _log()
         if plan.workers == 1:
-            app = make_app(_server(plan), token)
+            app = make_app(service_of(plan), token)
             print(f"{address}: ready", flush=True)
             uvicorn.Server(uvicorn.Config(app, **how)).run(sockets=[listener])
             return
-        _server(plan).live.service.close()  # what cannot be served is said here, once
+        service_of(plan).live.service.close()  # what cannot be served is said here, once
         os.environ[PLAN] = json.dumps(asdict(plan))
         print(f"{address}: {plan.workers} processes start", flush=True)
         uvicorn.run(
@@ -99,7 +96,7 @@ def app_of_process() -> Any:
     """The application of one of several processes."""
     _log()
     plan = Plan(**json.loads(os.environ[PLAN]))
-    return make_app(_server(plan), _token(plan))
+    return make_app(service_of(plan), token_of(plan))
 
 
 def _log() -> None:
@@ -108,7 +105,18 @@ def _log() -> None:
     logging.getLogger("recbole_hydra.serving").setLevel(logging.INFO)
 
 
-def _server(plan: Plan) -> Service:
+def needs_redis(plan: Plan, who: str) -> None:
+    """Refuse a store that several processes cannot share."""
+    if not str(plan.store).startswith(("redis://", "rediss://", "unix://")):
+        raise ServeError(f"{who} processes share users by Redis; pass --store=redis://HOST:PORT/0")
+
+
+def service_of(plan: Plan) -> Service:
+    """What an application works with, as a plan has it.
+
+    Raises:
+        CheckpointError, ConfigError, StoreError: as of :class:`~recbole_hydra.Recommender`.
+    """
     store = open_store(plan.store)
     try:
         live = LiveModel(plan.checkpoint, store, plan.watch, plan.recompute)
@@ -118,8 +126,12 @@ def _server(plan: Plan) -> Service:
     return Service(live, plan.batch_ms / 1000, plan.watch is not None, plan.workers == 1)
 
 
-def _token(plan: Plan) -> str | None:
-    """The token, from the file or the environment."""
+def token_of(plan: Plan) -> str | None:
+    """The token, from the file or the environment; None for none.
+
+    Raises:
+        ServeError: see :func:`serve`.
+    """
     token = os.environ.get(TOKEN)
     if plan.token_file is not None:
         path = Path(plan.token_file)
