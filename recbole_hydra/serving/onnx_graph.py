@@ -14,7 +14,7 @@ matrices lie on the diagonal of one, as a graph's time at batch 1 is its number 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -80,12 +80,12 @@ class Graph:
         self._names[0] += 1
         return f"t{self._names[0]}"
 
-    def __call__(self, kind: str, *inputs: str | np.ndarray, **attributes: object) -> str:
+    def __call__(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
         """Add an operator with one output; returns its name. Arrays become weights."""
         return self.several(kind, 1, *inputs, **attributes)[0]
 
     def several(
-        self, kind: str, outputs: int, *inputs: str | np.ndarray, **attributes: object
+        self, kind: str, outputs: int, *inputs: str | np.ndarray, **attributes: Any
     ) -> list[str]:
         """:meth:`__call__`, with some outputs."""
         names = [x if isinstance(x, str) else self.weight(x) for x in inputs]

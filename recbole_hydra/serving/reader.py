@@ -35,14 +35,14 @@ class State(NamedTuple):
     """What a user's items so far have left; of one size, whatever their number.
 
     Attributes:
-        count: the number of items.
+        position: how many items there were.
         values: the layers' states, (1, size) float32.
         recent: the last items, internal ids, as many as the model reads of a history; empty where
             it reads all.
         stack: which of the model's graphs reads on.
     """
 
-    count: int
+    position: int
     values: np.ndarray
     recent: tuple[int, ...]
     stack: int
@@ -124,15 +124,16 @@ class Reader:
         Raises:
             ReaderError: an unknown item.
         """
-        known, count = self._known([item])[0], state.count + 1
+        known, position = self._known([item])[0], state.position + 1
         recent = () if self.window is None else (*state.recent, int(known))[-self.window :]
-        if self.window is not None and count > self.window:
+        if self.window is not None and position > self.window:
             # The first items are out of the window, and a state cannot forget: read it anew.
-            return self._vector(np.array(recent)), State(count, state.values, recent, state.stack)
-        stack = state.stack if state.count else self._stack(known)
+            vector = self._vector(np.array(recent))
+            return vector, State(position, state.values, recent, state.stack)
+        stack = state.stack if state.position else self._stack(known)
         given = {"item": np.array([known]), "state": state.values}
         vectors, values = self._run("step", stack, given)
-        return vectors[0], State(count, values, recent, stack)
+        return vectors[0], State(position, values, recent, stack)
 
     def top_k(
         self,
@@ -241,8 +242,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ReaderError(f"{path}: is no export of recbole-hydra (it names no format)")
     if written > FORMAT:
         raise ReaderError(
-            f"{path}: is of format {written}, newer than {FORMAT}, which this reader knows; use the "
-            "reader.py of that folder"
+            f"{path}: is of format {written}, newer than {FORMAT}, which this reader knows; "
+            "use the reader.py of that folder"
         )
     return about
 
