@@ -27,7 +27,6 @@ RUNS = {
     "Hydra carried": ("Hydra", {"carry_state": True, "num_layers": 2}),
     "Hydra by distance": ("Hydra", {"carry_state": True, "repeat_bias": "distance"}),
     "Hydra shared": ("Hydra", {"repeat_bias": "shared", "tie_embeddings": False}),
-    "Hydra without bias": ("Hydra", {"repeat_bias": "none", "num_layers": 2}),
     "Mamba4Rec": ("Mamba4Rec", {}),
     "Mamba4Rec carried": ("Mamba4Rec", {"carry_state": True, "num_layers": 2}),
 }
@@ -62,7 +61,7 @@ def checkpoint_of(tmp_path_factory):
         if name not in made:
             model, changes = RUNS[name]
             folder = str(tmp_path_factory.mktemp("saved"))
-            given = small(model, MAX_ITEM_LIST_LENGTH=6, checkpoint_dir=folder, **changes)
+            given = small(model, MAX_ITEM_LIST_LENGTH=6, checkpoint_dir=folder, epochs=1, **changes)
             made[name] = run_recbole_hydra(model, "tiny", config_dict=given)["best_checkpoint"]
         return made[name]
 
@@ -132,13 +131,12 @@ def test_lists_are_those_of_recommend(name, checkpoint_of):
     }
 
 
-@pytest.mark.parametrize("item_encoder", ["text", "id+text"])
-def test_items_by_text_need_no_language_model(item_encoder, make_ring, make_llm, tmp_path):
+def test_items_by_text_need_no_language_model(make_ring, make_llm, tmp_path):
     make_ring("ring", cold=2)
     given = {
-        "data_path": str(tmp_path / "data"), "item_encoder": item_encoder, "item_llm": make_llm(),
+        "data_path": str(tmp_path / "data"), "item_encoder": "text", "item_llm": make_llm(),
         "item_text_fields": ["title", "brand"], "item_llm_cache": str(tmp_path / "cache"),
-        "num_negatives": 8,
+        "num_negatives": 8, "epochs": 1,
     }  # fmt: skip
     path = run_recbole_hydra("Hydra", "ring", config_dict=small("Hydra", **given))
     model = load_model(path["best_checkpoint"])
@@ -148,14 +146,15 @@ def test_items_by_text_need_no_language_model(item_encoder, make_ring, make_llm,
     assert Reader("model").recommend(["new"], 3)
 
 
-@pytest.mark.parametrize("user_model", ["shared", "per_domain"])
-@pytest.mark.parametrize("carry", [False, True])
+@pytest.mark.parametrize(
+    "user_model, carry", [("shared", False), ("per_domain", False), ("per_domain", True)]
+)
 def test_two_domains(user_model, carry, make_ring, tmp_path):
     make_ring("office", items=24, users=40)
     make_ring("tools", items=12, users=15, seed=1)
     given = {
         "domains": ["office", "tools"], "data_path": str(tmp_path / "data"),
-        "user_model": user_model, "carry_state": carry, "MAX_ITEM_LIST_LENGTH": 4,
+        "user_model": user_model, "carry_state": carry, "MAX_ITEM_LIST_LENGTH": 4, "epochs": 1,
     }  # fmt: skip
     model = load_model(
         run_recbole_hydra("Hydra", config_dict=small("Hydra", **given))["best_checkpoint"]
