@@ -56,7 +56,7 @@ def export_model(
         import onnx
 
         from recbole_hydra.serving.onnx_graph import Encoder, Table, history_model, step_model
-        from recbole_hydra.serving.reader import FORMAT, MANIFEST, Reader
+        from recbole_hydra.serving.reader import FORMAT, MANIFEST, Reader, hash_of
     except ImportError as error:
         raise ExportError(
             f"export: {error.name} is not installed; pip install 'recbole-hydra[export]'"
@@ -87,7 +87,7 @@ def export_model(
                 onnx.checker.check_model(room / graph[kind], full_check=True)
             graphs.append({"first_item": start, **graph})
         shutil.copyfile(Path(__file__).with_name("reader.py"), room / "reader.py")
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "model": type(model).__name__,
             **about,
@@ -100,7 +100,7 @@ def export_model(
             "repeat_bias": files["repeat_bias"],
             "sha256": {file.name: _sha256(file) for file in sorted(room.iterdir())},
         }
-        write_json(room / MANIFEST, manifest)
+        write_json(room / MANIFEST, {**manifest, "own_sha256": hash_of(manifest)})
         _verify(Reader(room), model)
     return path
 

@@ -26,6 +26,8 @@ FORMAT = 1
 #: What says what the folder holds, and the hash of every other file.
 MANIFEST = "manifest.json"
 
+DAMAGED = "is damaged, its hash is another; export the model once more"
+
 
 class ReaderError(ValueError):
     """A folder that cannot be read, or input that cannot be used; the message is one line."""
@@ -245,7 +247,15 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"{path}: is of format {written}, newer than {FORMAT}, which this reader knows; "
             "use the reader.py of that folder"
         )
+    if about.get("own_sha256") != hash_of(about):
+        raise ReaderError(f"{path}: {DAMAGED}")
     return about
+
+
+def hash_of(manifest: Mapping[str, Any]) -> str:
+    """The hash of a manifest, but for the hash in it."""
+    rest = {key: value for key, value in manifest.items() if key != "own_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _check(folder: Path, hashes: Mapping[str, str]) -> None:
@@ -261,6 +271,4 @@ def _check(folder: Path, hashes: Mapping[str, str]) -> None:
         except OSError as error:
             raise ReaderError(f"{folder / name}: cannot be read ({error.strerror})") from error
         if found.hexdigest() != expected:
-            raise ReaderError(
-                f"{folder / name}: is damaged, its hash is another; export the model once more"
-            )
+            raise ReaderError(f"{folder / name}: {DAMAGED}")
