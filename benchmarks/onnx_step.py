@@ -128,14 +128,14 @@ def main():
         f"`python benchmarks/onnx_step.py --rounds={given[1]} --events={given[2]}`: "
         f"defaults, {arguments.items:,} items, batch 1, one thread, onnxruntime "
         f"{onnxruntime.__version__}. Microseconds of a call from Python, medians [range] over "
-        "rounds that alternate."
+        "rounds that alternate; other processes ran beside it."
     )
     sides = ["numba kernel", "ONNX Runtime", "ONNX Runtime / numba"]
     report.write(
         "onnx_step",
         "One event: ONNX Runtime and numba",
         said,
-        f"## One event, from a state\n\n{report.table(['', 'operators', *sides], one)}",
+        f"## One event, from a state\n\n{report.table(['', 'operators in the file', *sides], one)}",
         f"## {WINDOW} items at once\n\n{report.table(['', *sides], window)}",
     )
 

@@ -1,8 +1,10 @@
 """Hydra and Mamba4Rec for live use: from item ids to a user's vector in one compiled call.
 
 The modules of :mod:`recbole_hydra.layers` are made for batches of whole histories; one event is
-some fifty small torch operations there, each slower than its arithmetic. The equations of
-:mod:`.kernels` are the modules', and so are the numbers, but for rounding: tests compare both.
+some fifty small torch operations there, each slower than its arithmetic; as operators of ONNX
+Runtime they take several times as long as the one call here (``benchmarks/onnx_step.py``). The
+equations of :mod:`.kernels` are the modules', and so are the numbers, but for rounding: tests
+compare both.
 """
 
 from __future__ import annotations
@@ -148,7 +150,7 @@ def weights_of(
 def first_items_of(model: Hydra | Mamba4Rec) -> np.ndarray | None:
     """The first item id of each domain, rising, where each has its own layers; otherwise None."""
     if isinstance(model, Hydra) and isinstance(model.layers, StackPerDomain):
-        return model.layers.start.numpy()
+        return model.layers.start.cpu().numpy()
     return None
 
 

@@ -40,7 +40,8 @@ def export_model(
     it with numpy and onnxruntime. It is there whole or not at all.
 
     Args:
-        checkpoint: path of a checkpoint, or a model from :func:`~recbole_hydra.load_model`.
+        checkpoint: path of a checkpoint, or a model from :func:`~recbole_hydra.load_model`, which
+            is in evaluation mode afterwards.
         folder: new, or empty.
 
     Returns:
@@ -69,6 +70,7 @@ def export_model(
             f"export: {type(model).__name__} has no graph; Hydra and Mamba4Rec themselves have, "
             "others recommend by recbole_hydra.recommend"
         )
+    model.eval()
     with _whole(path) as room:
         files = _write_items(room, model)
         first = first_items_of(model)
@@ -131,12 +133,12 @@ def _about(model: Any) -> dict[str, Any]:
 @torch.no_grad()
 def _verify(reader: Reader, model: Any) -> None:
     """Read a history as a user of the folder will: what runs graphs has its own errors."""
-    generator = np.random.default_rng(0)
+    generator, device = np.random.default_rng(0), next(model.parameters()).device
     domains = reader.manifest["domains"] or [{"first_item": 1, "end": len(reader.tokens)}]
     for one in domains:
         length = min(8, reader.window or 8)
         ids = generator.integers(one["first_item"], one["end"], length)
-        expected = model.encode(torch.from_numpy(ids)[None].to(model.device))[0, -1].cpu().numpy()
+        expected = model.encode(torch.from_numpy(ids)[None].to(device))[0, -1].cpu().numpy()
         state = reader.start()
         for item in ids.tolist():
             by_steps, state = reader.step(reader.tokens[item], state)
