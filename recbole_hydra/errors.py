@@ -29,6 +29,10 @@ class BulkError(RecBoleHydraError):
     """A call for all users that cannot be made, or whose output is taken."""
 
 
+class ExportError(RecBoleHydraError):
+    """A model that cannot be exported, or whose folder is taken."""
+
+
 class StoreError(RecBoleHydraError):
     """A store of users' states that cannot be opened, read or written."""
 

@@ -85,8 +85,8 @@ def run(line, place, **more):
     small = {"--epochs": "1", "--show_progress": "False", "--item_llm_cache": "cache", **more}
     if not given & {"--item_encoder", "--adapt_from"}:
         small.pop("--item_llm_cache")
-    if argv[0] == "recommend":  # nothing is trained
-        small = {"--show_progress": "False"}
+    if argv[0] in ("recommend", "export"):  # nothing is trained
+        small = {"--show_progress": "False"} if argv[0] == "recommend" else {}
     argv += [f"{key}={value}" for key, value in small.items() if key not in given]
     error = io.StringIO()
     with contextlib.redirect_stderr(error):
@@ -100,6 +100,7 @@ def trained_before(page, place):
     before = {
         "docs/recommend.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
         "docs/live.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
+        "docs/export.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
         "docs/resume.md": "recbole-hydra --model=Hydra --dataset=ml-100k",
         "docs/text.md": f"recbole-hydra --model=Hydra --dataset=NAME {text}",
         "docs/domains.md": (

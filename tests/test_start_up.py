@@ -42,6 +42,8 @@ def printed(code, *arguments):
         (["compare", "--help"], 0, ""),
         (["tune", "--help"], 0, ""),
         (["recommend", "--help"], 0, ""),
+        (["export", "--help"], 0, ""),
+        (["export", "--checkpoint=x"], 2, "export: --output is missing"),
         (["recommend", "--checkpoint=x", "--output=y", "--k=0"], 2, "k must be a positive integer"),
         ([], 2, ""),
         (["frobnicate"], 2, "unknown command 'frobnicate'; see recbole-hydra --help"),

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from recbole_hydra.cli.runs import COMPARE_USAGE, TUNE_USAGE, compare, train, tune
-from recbole_hydra.cli.serving import RECOMMEND_USAGE, SERVE_USAGE, recommend, serve
+from recbole_hydra.cli.serving import (
+    EXPORT_USAGE,
+    RECOMMEND_USAGE,
+    SERVE_USAGE,
+    export,
+    recommend,
+    serve,
+)
 from recbole_hydra.errors import RecBoleHydraError
 
 USAGE = """\
@@ -16,6 +23,7 @@ usage: recbole-hydra --model=NAME --dataset=NAME [--key=value ...]
        recbole-hydra tune --help
        recbole-hydra recommend --help
        recbole-hydra serve --help
+       recbole-hydra export --help
 
 Train a model (Hydra, Mamba4Rec, or any of RecBole's) and print its validation and test metrics.
 
@@ -80,4 +88,5 @@ _JOBS: dict[str, tuple[Callable[[list[str]], Any], str, str]] = {
     "tune": (tune, TUNE_USAGE, "the report is of what is finished; --resume=True continues"),
     "recommend": (recommend, RECOMMEND_USAGE, "--resume=True continues"),
     "serve": (serve, SERVE_USAGE, "what was asked before is answered"),
+    "export": (export, EXPORT_USAGE, "nothing was written"),
 }  # fmt: skip

@@ -91,6 +91,17 @@ def serve(argv: list[str]) -> None:
     print(deploy(Plan(**values), cluster, replicas))
 
 
+EXPORT_USAGE = """\
+usage: recbole-hydra export --checkpoint=FILE --output=FOLDER
+
+Write a trained Hydra or Mamba4Rec for use without torch and RecBole: graphs of ONNX, item vectors,
+raw ids, a manifest, and reader.py, which recommends with numpy and onnxruntime alone.
+
+  --checkpoint=FILE   of a training run, saved/....best.pth
+  --output=FOLDER     new, or empty
+"""
+
+
 def recommend(argv: list[str]) -> None:
     """Run the job ``recommend``, and say what was written."""
     from recbole_hydra.checks import did_you_mean
@@ -132,3 +143,24 @@ def recommend(argv: list[str]) -> None:
             folder = home(arguments["vectors"])
             write_vectors(service, folder, users)
             print(f"{folder}: items.parquet, users.parquet, vectors.json")
+
+
+def export(argv: list[str]) -> None:
+    """Run the job ``export``, and say what was written."""
+    from recbole_hydra.checks import did_you_mean
+    from recbole_hydra.errors import ExportError
+    from recbole_hydra.settings.spelling import home, parse_arguments
+
+    arguments = parse_arguments(argv)
+    known = ("checkpoint", "output")
+    for key in arguments:
+        if key not in known:
+            raise ExportError(f"export: unknown key {key!r}{did_you_mean(key, known)}")
+    for key in known:
+        if key not in arguments:
+            raise ExportError(f"export: --{key} is missing; see recbole-hydra export --help")
+
+    from recbole_hydra.serving.export import export_model
+
+    folder = export_model(home(arguments["checkpoint"]), home(arguments["output"]))
+    print(f"{arguments['output']}: {', '.join(sorted(file.name for file in folder.iterdir()))}")

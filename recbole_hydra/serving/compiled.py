@@ -1,8 +1,10 @@
 """Hydra and Mamba4Rec for live use: from item ids to a user's vector in one compiled call.
 
 The modules of :mod:`recbole_hydra.layers` are made for batches of whole histories; one event is
-some fifty small torch operations there, each slower than its arithmetic. The equations of
-:mod:`.kernels` are the modules', and so are the numbers, but for rounding: tests compare both.
+some fifty small torch operations there, each slower than its arithmetic; as operators of ONNX
+Runtime they take several times as long as the one call here (``benchmarks/onnx_step.py``). The
+equations of :mod:`.kernels` are the modules', and so are the numbers, but for rounding: tests
+compare both.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def _padded(x: np.ndarray, n: int) -> np.ndarray:
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, n - x.shape[-1])])
 
 
-def _mambas(blocks: Sequence[Mamba | MultiHeadMamba]) -> Mambas:
+def _mambas(blocks: Sequence[Mamba | MultiHeadMamba], lanes: int) -> Mambas:
     def heads_first(block: Mamba | MultiHeadMamba) -> dict[str, Any]:
         if isinstance(block, MultiHeadMamba):
             return {
@@ -60,7 +62,7 @@ def _mambas(blocks: Sequence[Mamba | MultiHeadMamba]) -> Mambas:
 
     parts = [heads_first(block) for block in blocks]
     n = blocks[0].A_log.shape[1]
-    wide = -(-n // LANES) * LANES
+    wide = -(-n // lanes) * lanes
     heads = parts[0]["in_proj"].shape[0]
     rank = parts[0]["dt_proj"].shape[2]
     x_proj = np.stack([_array(part["x_proj"].mT) for part in parts])
@@ -85,7 +87,7 @@ def _mambas(blocks: Sequence[Mamba | MultiHeadMamba]) -> Mambas:
     )
 
 
-def _hydra_weights(model: Hydra) -> tuple[HydraWeights, Mambas]:
+def _hydra_weights(model: Hydra, lanes: int) -> tuple[HydraWeights, Mambas]:
     stacks = model.layers if isinstance(model.layers, StackPerDomain) else [model.layers]
     layers: list[Any] = [layer for stack in stacks for layer in cast(nn.ModuleList, stack)]
     first = layers[0]
@@ -112,10 +114,10 @@ def _hydra_weights(model: Hydra) -> tuple[HydraWeights, Mambas]:
         ),
         eps=np.array([model.item_norm.eps], np.float32),
     )
-    return weights, _mambas([layer.mamba for layer in layers])
+    return weights, _mambas([layer.mamba for layer in layers], lanes)
 
 
-def _mamba4rec_weights(model: Mamba4Rec) -> tuple[Mamba4RecWeights, Mambas]:
+def _mamba4rec_weights(model: Mamba4Rec, lanes: int) -> tuple[Mamba4RecWeights, Mambas]:
     layers = [cast(MambaLayer, layer) for layer in model.mamba_layers]
 
     def rows(norm: nn.LayerNorm) -> np.ndarray:
@@ -132,7 +134,24 @@ def _mamba4rec_weights(model: Mamba4Rec) -> tuple[Mamba4RecWeights, Mambas]:
         eps=np.array([model.LayerNorm.eps], np.float32),
         residual=np.array([layers[0].residual]),
     )
-    return weights, _mambas([layer.mamba for layer in layers])
+    return weights, _mambas([layer.mamba for layer in layers], lanes)
+
+
+def weights_of(
+    model: Hydra | Mamba4Rec, lanes: int = LANES
+) -> tuple[HydraWeights | Mamba4RecWeights, Mambas]:
+    """Copies of a model's weights, as :mod:`.kernels` describes them; states are padded to a
+    multiple of ``lanes``."""
+    if isinstance(model, Hydra):
+        return _hydra_weights(model, lanes)
+    return _mamba4rec_weights(model, lanes)
+
+
+def first_items_of(model: Hydra | Mamba4Rec) -> np.ndarray | None:
+    """The first item id of each domain, rising, where each has its own layers; otherwise None."""
+    if isinstance(model, Hydra) and isinstance(model.layers, StackPerDomain):
+        return model.layers.start.cpu().numpy()
+    return None
 
 
 class CompiledEncoder:
@@ -147,19 +166,12 @@ class CompiledEncoder:
     """
 
     def __init__(self, model: Hydra | Mamba4Rec) -> None:
-        weights: HydraWeights | Mamba4RecWeights
-        if isinstance(model, Hydra):
-            weights, mambas = _hydra_weights(model)
-        else:
-            weights, mambas = _mamba4rec_weights(model)
+        weights, mambas = weights_of(model)
         self._weights, self._mambas = weights, mambas
         self._serial, self._parallel = ROWS[type(weights)]
-        self._table = _item_vectors(model)
-        self._start: np.ndarray | None = None  # of the domains, where each has its own layers
-        layers = mambas.conv.shape[0]
-        if isinstance(model, Hydra) and isinstance(model.layers, StackPerDomain):
-            self._start = model.layers.start.numpy()
-            layers //= len(self._start)
+        self._table = read_vectors(model)
+        self._start = first_items_of(model)
+        layers = mambas.conv.shape[0] // (1 if self._start is None else len(self._start))
         self._layers = layers
         width, channels = mambas.conv.shape[1:]
         self.state_size = layers * channels * (width - 1 + mambas.decay.shape[2])
@@ -213,7 +225,7 @@ class CompiledEncoder:
 
 
 @torch.no_grad()
-def _item_vectors(model: Hydra | Mamba4Rec) -> np.ndarray:
+def read_vectors(model: Hydra | Mamba4Rec) -> np.ndarray:
     """What the model reads of each item, (n_items, width); by id the model's own memory."""
     if model.items.text is None:
         return _array(cast(nn.Embedding, model.items.embedding).weight)
