@@ -457,7 +457,7 @@ def test_a_cluster_goes_on_without_one_of_its_nodes(models, redis_url, cluster):
     command += [f"--checkpoint={models / 'first.pth'}", f"--store={redis_url}"]
     command += [f"--ray_address={cluster.address}"]
     done = subprocess.run([*command, "--replicas=2"], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0 and done.stdout.strip() == address, done.stderr[-3000:]
+    assert done.returncode == 0 and done.stdout.strip().endswith(address), done.stderr[-3000:]
     stored, failed = {"a": 0, "b": 0}, []
     stop = threading.Event()
 
@@ -484,7 +484,7 @@ def test_a_cluster_goes_on_without_one_of_its_nodes(models, redis_url, cluster):
         there = call(f"{address}/users/{user}/history")["number"]
         assert number <= there <= number + len(failed)
     done = subprocess.run([*command, "--replicas=0"], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "taken down"
+    assert done.stdout.strip().endswith("taken down")  # Ray may speak before
     with pytest.raises(OSError):
         call(f"{address}/users/a/history")
 

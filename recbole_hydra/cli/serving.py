@@ -40,6 +40,16 @@ Answer over HTTP: events in, recommendations out; a page to try it at /.
   --replicas=2              processes in the cluster, with --store=redis://...; 0 takes it down
 """
 
+EXPORT_USAGE = """\
+usage: recbole-hydra export --checkpoint=FILE --output=FOLDER
+
+Write a trained Hydra or Mamba4Rec for use without torch and RecBole: graphs of ONNX, item vectors,
+raw ids, a manifest, and reader.py, which recommends with numpy and onnxruntime alone.
+
+  --checkpoint=FILE   of a training run, saved/....best.pth
+  --output=FOLDER     new, or empty
+"""
+
 
 def serve(argv: list[str]) -> None:
     """Run the job ``serve`` until it is told to end."""
@@ -89,17 +99,6 @@ def serve(argv: list[str]) -> None:
     from recbole_hydra.serving.server.on_ray import deploy
 
     print(deploy(Plan(**values), cluster, replicas))
-
-
-EXPORT_USAGE = """\
-usage: recbole-hydra export --checkpoint=FILE --output=FOLDER
-
-Write a trained Hydra or Mamba4Rec for use without torch and RecBole: graphs of ONNX, item vectors,
-raw ids, a manifest, and reader.py, which recommends with numpy and onnxruntime alone.
-
-  --checkpoint=FILE   of a training run, saved/....best.pth
-  --output=FOLDER     new, or empty
-"""
 
 
 def recommend(argv: list[str]) -> None:

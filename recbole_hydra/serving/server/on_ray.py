@@ -85,7 +85,7 @@ def _ray_serve() -> tuple[Any, Any]:
     except ImportError as error:
         raise ServeError(
             f"ray_address: Ray Serve is not installed ({error.name}); pip install "
-            f"'recbole-hydra[serve]' 'ray[serve]'"
+            "'recbole-hydra[serve,ray_serve]'"
         ) from error
     version = tuple(int(part) for part in ray.__version__.split(".")[:2])
     if version < (2, 50):
