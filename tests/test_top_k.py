@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recbole_hydra.serving import top_k as module
+from recbole_hydra.serving.eight_bit import EightBitTable
 from recbole_hydra.serving.top_k import top_k
 
 
@@ -71,3 +72,33 @@ def test_many_rows_share_the_room_for_scores(rows):
     ids, _ = top_k(vectors, table, 7, (1, 9000))
     every = vectors @ table[1:].T
     assert np.array_equal(ids, 1 + np.argsort(-every, axis=1)[:, :7])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    n_items=st.integers(2, 900), k=st.integers(1, 40), seed=st.integers(0, 2**16),
+    kind=st.sampled_from(["normal", "few", "zero", "tiny", "huge", "outliers"]),
+    masked=st.booleans(),
+)  # fmt: skip
+def test_a_table_of_eight_bits_finds_the_same(n_items, k, seed, kind, masked):
+    generator = np.random.default_rng(seed)
+    table = generator.normal(size=(n_items, 24)).astype(np.float32)
+    if kind == "few":
+        table = np.rint(table)
+    table *= {"zero": 0.0, "tiny": 1e-12, "huge": 1e9}.get(kind, 1.0)
+    if kind == "outliers":
+        table[:, 3] *= 1e4
+    vector = generator.normal(size=24).astype(np.float32)
+    first = int(generator.integers(0, n_items))
+    items = first, int(generator.integers(first + 1, n_items + 1))
+    k = min(k, items[1] - items[0])
+    ids = generator.choice(n_items, int(generator.integers(0, n_items)), replace=False)
+    amounts = generator.choice([0.5, -3.0, -np.inf], len(ids)).astype(np.float32)
+    allowed = generator.random(n_items) < 0.6 if masked else None
+    found, scores = EightBitTable(table).top_k(vector, k, items, (ids, amounts), allowed)
+    _, expected = top_k(vector[None], table, k, items, [(ids, amounts)], allowed)
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-5, atol=1e-5 * np.abs(table).max())
+    there = scores > -np.inf
+    assert len(set(found[there])) == there.sum() and (found[~there] == -1).all()
+    assert ((found[there] >= items[0]) & (found[there] < items[1])).all()
+    assert allowed is None or allowed[found[there]].all()

@@ -104,7 +104,6 @@ class RepeatBias(nn.Module):
             kinds = torch.frexp(steps).exponent.long().sub_(1).clamp_(max=DISTANCES - 1)
         return ScoreOffsets(row, items, kinds, SCALE * weight)
 
-    @torch.no_grad()
     def after(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The offsets after one history, as :meth:`forward` has them, without torch's batches.
 
@@ -116,13 +115,15 @@ class RepeatBias(nn.Module):
             their scores, float32.
         """
         items, back = np.unique(history[::-1], return_index=True)  # 0 steps back is the last
-        weight = self.weight.numpy()
+        weight = self.weight.detach().numpy()
         if self.item_weight is not None:
-            weight = weight + self.item_weight.numpy()[items]
+            weight = weight + self.item_weight.detach().numpy()[items]
         elif len(weight) > 1:
             kinds = np.frexp((back + 1).astype(np.float32))[1] - 1
             weight = weight[np.minimum(kinds, DISTANCES - 1)]
-        return items, np.broadcast_to(np.float32(SCALE) * weight, items.shape)
+        else:
+            weight = np.repeat(weight, len(items))
+        return items, np.float32(SCALE) * weight
 
 
 def next_time(item_seq: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ Offsets = tuple[np.ndarray, np.ndarray]
 
 
 @njit(inline="always")
-def _replace_least(scores: np.ndarray, ids: np.ndarray, score: float, item: int) -> None:
+def replace_least(scores: np.ndarray, ids: np.ndarray, score: float, item: int) -> None:
     """Put an item in the place of the least of a heap, which is its first."""
     k, at = len(scores), 0
     while True:
@@ -55,7 +55,7 @@ def _keep(block: np.ndarray, first: int, best_scores: np.ndarray, best_ids: np.n
             if more:
                 for j in range(begin, end):
                     if block[row, j] > least:
-                        _replace_least(scores, ids, block[row, j], first + j)
+                        replace_least(scores, ids, block[row, j], first + j)
                         least = scores[0]
 
 
