@@ -99,13 +99,20 @@ def test_naive_is_the_recurrence(shape):
     np.testing.assert_allclose(final, h, rtol=1e-10, atol=1e-10)
 
 
-#: Triton's interpreter takes ten seconds for a large shape: those with the usual delta only.
+#: Triton's interpreter takes a second for 30 steps of a program: in place of what is large it has
+#: less of the same, and that with the usual delta only.
+SMALLER = {
+    (3, 50, 16, 8, 16): (2, 18, 16, 8, 16),
+    (2, 40, 264, 3, 1): (1, 18, 72, 3, 1),
+    (40, 18, 64, 16, 4): (3, 18, 64, 16, 4),
+    (1, 1000, 8, 4, 2): (1, 100, 8, 4, 2),
+}
 CASES = [
-    (shape, delta, backend)
+    (SMALLER.get(shape, shape) if backend == "triton" else shape, delta, backend)
     for shape in SHAPES
     for delta in ("usual", "tiny", "huge")
     for backend in ("numba", "triton")
-    if backend == "numba" or delta == "usual" or math.prod(shape[:3]) < 2000
+    if backend == "numba" or delta == "usual" or math.prod(shape[:3]) < 1000
 ]
 
 
