@@ -221,6 +221,24 @@ class States:
         states, _, _ = self._read(fits, unread)
         return np.ascontiguousarray(states[:, encoder.state_size :])
 
+    def some_vectors(self, number: int) -> np.ndarray:
+        """What the items are compared with after the histories of at most so many users of the
+        training data, (users, width); where it has none, after single items."""
+        histories: list[np.ndarray] = []
+        if self.trained is not None:
+            items, start = self.trained
+            users = _spread(np.flatnonzero(np.diff(start) > 0), number)
+            histories = [items[start[u] : start[u + 1]].astype(np.int64) for u in users]
+        if not histories:
+            histories = [np.array([i]) for i in _spread(np.arange(1, len(self._number)), number)]
+        return cast(np.ndarray, self.vectors(histories, [None] * len(histories)))
+
+
+def _spread(ids: np.ndarray, number: int) -> np.ndarray:
+    """At most so many of ids, evenly from the first to the last."""
+    picked = np.linspace(0, len(ids) - 1, min(number, len(ids)))
+    return ids[picked.astype(np.int64)]
+
 
 def _reading(
     reading: str | None, model: Any, config: Mapping[str, Any], encoder: CompiledEncoder | None
