@@ -99,13 +99,13 @@ class ItemIndex:
         if part is not None and k <= MOST and len(rows):
             number = min(int(asked[rows].max()), items[1] - items[0])
             found = search(part.index, vectors[rows], number, part.reach)
-            for row, near in zip(rows, found, strict=True):
+            for row, near in zip(rows.tolist(), found, strict=True):
                 candidates = near[near >= 0] + items[0]
                 best, its = self._ranked(vectors[row], candidates, k, items, offsets[row])
                 ids[row, : len(best)], scores[row, : len(best)] = best, its
         left = np.flatnonzero(scores[:, -1] == -np.inf)
         if len(left):
-            own = [offsets[i] for i in left]
+            own = [offsets[i] for i in left.tolist()]
             ids[left], scores[left] = top_k(vectors[left], self._table, k, items, own)
         return ids, scores
 

@@ -13,7 +13,7 @@ import torch
 from recbole_hydra.errors import ConfigError, DatasetError
 from recbole_hydra.model.sequential_recommender.base import CausalRecommender
 from recbole_hydra.serving.index import LARGE, ItemIndex, open_index
-from recbole_hydra.serving.item_filter import ItemFilter
+from recbole_hydra.serving.item_filter import ItemFilter, Paths
 from recbole_hydra.serving.recommend import candidate_range, scores_of
 from recbole_hydra.serving.top_k import Offsets, top_k
 
@@ -39,7 +39,7 @@ class Ranking:
         trained: the histories of the training data, items and where each user's begin; None where
             the checkpoint has none.
         window: how many of a history's last items the model reads; None for all.
-        filtered: the columns of the items.
+        items: the ``.item`` file that filters read, as :class:`.ItemFilter` takes it.
 
     Attributes:
         tokens: raw ids of items. table: their vectors, (n_items, width), None where the model has
@@ -52,13 +52,13 @@ class Ranking:
         model: Any,
         trained: tuple[np.ndarray, np.ndarray] | None,
         window: int | None,
-        filtered: ItemFilter,
+        items: Paths | None = None,
     ) -> None:
-        self._filtered = filtered
-        self.index: ItemIndex | None = None
         self._model, self._window = model, window
         about: Mapping[str, Any] = model.checkpoint
         self._config, self._vocabulary = about["config"], about["vocabulary"]
+        self._filtered = ItemFilter(self._config, self._vocabulary, items, about["path"])
+        self.index: ItemIndex | None = None
         self.tokens = self._vocabulary.field2id_token[self._vocabulary.iid_field]
         self._ids = self._vocabulary.field2token_id[self._vocabulary.iid_field]
         self.table: np.ndarray | None = None  # what states are compared with

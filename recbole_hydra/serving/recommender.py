@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError, StoreError
 from recbole_hydra.serving.index import check_kind
-from recbole_hydra.serving.item_filter import ItemFilter, Paths
+from recbole_hydra.serving.item_filter import Paths
 from recbole_hydra.serving.load import load_model
 from recbole_hydra.serving.ranking import Ranking, Recommendations, listed
 from recbole_hydra.serving.states import States
-from recbole_hydra.serving.stores import Entry, Store, open_store
+from recbole_hydra.serving.stores import Store, open_store
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
@@ -74,25 +74,22 @@ class Recommender:
         items: Paths | None = None,
         index: str | None = None,
     ) -> None:
+        kind = check_kind(index)
         self.model = _served(checkpoint)
-        about, kind = self.model.checkpoint, check_kind(index)
-        filtered = ItemFilter(about["config"], about["vocabulary"], items, about["path"])
         self._lock = threading.RLock()
         self.store = store if isinstance(store, Store) else open_store(store)
         try:
             self.states = States(self.model, self.store, reading, recompute)
-            self.ranking = Ranking(self.model, self.states.trained, self.states.window, filtered)
+            self.ranking = Ranking(self.model, self.states.trained, self.states.window, items)
             users = None if self.states.encoder is None else self.states.some_vectors
             self.ranking.open_index(kind, users)
         except BaseException:
             self.store.close()
             raise
-        about["is_served"] = True  # its items must stay as they are
+        self.model.checkpoint["is_served"] = True  # its items must stay as they are
         self._is_open = True
         self.reading = self.states.reading
-        self.bytes_per_user = len(
-            Entry(0, 0, b"", 0, np.empty(self.states.size, np.float32), np.empty(0)).packed()
-        )
+        self.bytes_per_user = self.states.bytes_per_user
 
     # -- events --------------------------------------------------------------------------------
 
@@ -252,8 +249,7 @@ class Recommender:
         Returns:
             The number of users who came in.
         """
-        users = self.trained_users()
-        came = 0
+        users, came = self.trained_users(), 0
         with tqdm(total=len(users), desc="users", disable=not show_progress) as bar:
             for i in range(0, len(users), USERS):
                 part = users[i : i + USERS]

@@ -91,6 +91,12 @@ class States:
         encoder = cast(CompiledEncoder, self.encoder)
         return encoder.state_size + encoder.width
 
+    @property
+    def bytes_per_user(self) -> int:
+        """What an entry takes in the store, without the history and the raw id."""
+        empty = np.empty(0, np.int32)
+        return len(Entry(0, 0, b"", 0, np.empty(self.size, np.float32), empty).packed())
+
     # -- events --------------------------------------------------------------------------------
 
     def take_in(self, rows: Mapping[str, Sequence[int]]) -> None:
