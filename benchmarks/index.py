@@ -99,8 +99,8 @@ def measured(items, queries, arguments, others) -> list:
     exact = statistics.median(found["exact, serving/top_k.py"])
 
     def row(name, times, recalls=("1", "1"), setting="", built=""):
-        times_faster = f"{exact / statistics.median(times):.1f}"
-        return [name, setting, *recalls, report.spread(times, 2), times_faster, built]
+        quotient = f"{exact / statistics.median(times):.1f}"
+        return [name, setting, *recalls, report.spread(times, 2), quotient, built]
 
     recalls = [f"{recall(got, truth, k):.4f}" for k in (10, 100)]
     cells = f"{part.reach} of {part.index.nlist} cells"
