@@ -135,13 +135,13 @@ def spoil(file, where):
 
 @pytest.mark.parametrize("where", ["cut", "empty", "body", "end", "mark"])
 def test_a_damaged_file_is_built_anew(tmp_path, caplog, where):
-    items, path = ITEMS[:2_000], tmp_path / "m.pth"
-    open_index("ivf", items, [(1, 2_000)], path, lambda number: USERS)
+    items, path = ITEMS[:1_000], tmp_path / "m.pth"
+    open_index("ivf", items, [(1, 1_000)], path, lambda number: USERS)
     file = tmp_path / "m.pth.ivf.faiss"
     whole = file.read_bytes()
     spoil(file, where)
     with caplog.at_level(logging.WARNING):
-        found = open_index("ivf", items, [(1, 2_000)], path, lambda number: USERS)
+        found = open_index("ivf", items, [(1, 1_000)], path, lambda number: USERS)
     assert "m.pth.ivf.faiss is damaged; it is built anew" in caplog.text
     assert file.read_bytes() == whole and found.parts  # the same from the same items
     assert os.listdir(tmp_path) == [file.name]
@@ -154,20 +154,20 @@ def test_another_table_has_another_index(tmp_path, caplog):
         asked.append(number)
         return USERS
 
-    changed = ITEMS[:2_000].copy()
+    changed = ITEMS[:1_000].copy()
     changed[7, 3] += 1
-    for table in (ITEMS[:2_000], changed, changed):
+    for table in (ITEMS[:1_000], changed, changed):
         with caplog.at_level(logging.INFO):
-            open_index("ivf", table, [(1, 2_000)], path, users)
+            open_index("ivf", table, [(1, 1_000)], path, users)
     assert len(asked) == 2 and caplog.text.count("is of another table of items") == 1
-    open_index("ivf", changed, [(1, 1_000), (1_000, 2_000)], path, users)
+    open_index("ivf", changed, [(1, 500), (500, 1_000)], path, users)
     assert len(asked) == 3
 
 
 def test_a_folder_that_takes_no_file(tmp_path, caplog):
     path = tmp_path / "missing" / "m.pth"
     with caplog.at_level(logging.WARNING):
-        found = open_index("ivf", ITEMS[:2_000], [(1, 2_000)], path, lambda number: USERS)
+        found = open_index("ivf", ITEMS[:1_000], [(1, 1_000)], path, lambda number: USERS)
     assert found.parts and "cannot be written (No such file or directory)" in caplog.text
 
 
@@ -177,15 +177,15 @@ def test_a_full_disk_leaves_nothing(tmp_path, caplog, monkeypatch):
 
     monkeypatch.setattr(module.os, "fsync", full)
     with caplog.at_level(logging.WARNING):
-        open_index("ivf", ITEMS[:2_000], [(1, 2_000)], tmp_path / "m", lambda number: USERS)
+        open_index("ivf", ITEMS[:1_000], [(1, 1_000)], tmp_path / "m", lambda number: USERS)
     assert "No space left on device" in caplog.text and os.listdir(tmp_path) == []
 
 
 def test_faiss_reads_the_file_too(tmp_path):
     import faiss
 
-    open_index("ivf", ITEMS[:2_000], [(1, 2_000)], tmp_path / "m", lambda number: USERS)
-    assert faiss.read_index(str(tmp_path / "m.ivf.faiss")).ntotal == 1_999
+    open_index("ivf", ITEMS[:1_000], [(1, 1_000)], tmp_path / "m", lambda number: USERS)
+    assert faiss.read_index(str(tmp_path / "m.ivf.faiss")).ntotal == 999
 
 
 # -- in a Recommender -----------------------------------------------------------------------------
