@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NUMBER = r"\s*[-+]?(inf|\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?)\s*"
-_INTERVAL = re.compile(rf"\s*[(\[]({_NUMBER}),({_NUMBER})[)\]]\s*", re.IGNORECASE)
+#: An interval of numbers, as text.
+INTERVAL = re.compile(rf"\s*[(\[]({_NUMBER}),({_NUMBER})[)\]]\s*", re.IGNORECASE)
 
 
 def interval(key: str, value: Any) -> str | None:
@@ -41,7 +42,7 @@ def interval(key: str, value: Any) -> str | None:
     if value is None:
         return None
     pieces = [piece for piece in str(value).split(";") if piece.strip()]
-    found = [_INTERVAL.fullmatch(piece) for piece in pieces]
+    found = [INTERVAL.fullmatch(piece) for piece in pieces]
     if not found or None in found:
         raise ConfigError(f"{key} must be an interval such as '[5,inf)', got {value!r}")
     for piece, match in zip(pieces, found, strict=True):
@@ -50,6 +51,22 @@ def interval(key: str, value: Any) -> str | None:
         if low > high:
             raise ConfigError(f"{key}: {piece.strip()} is empty, since {match[1]} > {match[5]}")
     return ";".join(piece.strip() for piece in pieces)
+
+
+def bounds(key: str, value: Any) -> list[tuple[float, bool, float, bool]]:
+    """What :func:`interval` takes as numbers: of each, the least and whether it belongs to it, the
+    greatest and whether it does.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = []
+    for piece in (interval(key, value) or "").split(";"):
+        match = INTERVAL.fullmatch(piece)
+        if match is not None:
+            is_closed = piece.lstrip()[0] == "[", piece.rstrip()[-1] == "]"
+            found.append((float(match[1]), is_closed[0], float(match[5]), is_closed[1]))
+    return found
 
 
 def prepare(config: Config) -> None:
@@ -131,7 +148,7 @@ def _fit(config: Config, field: str, kind: str, value: Any) -> str | list[str] |
         raise ConfigError(
             f"{key}: it is float_seq, lists of numbers; filters are for float, token and token_seq"
         )
-    if isinstance(value, str) and _INTERVAL.match(value):
+    if isinstance(value, str) and INTERVAL.match(value):
         raise ConfigError(
             f"{key}: {value!r} is an interval, and {field} is {kind}, not float: give the values "
             f"that stay, such as [{field}_1, {field}_2], or write {field}:float in the first line "

@@ -76,7 +76,7 @@ def recommend_all(
     call = {
         "model": service.states.version.hex(), "reading": service.reading, "k": int(k),
         "exclude_history": bool(exclude_history), "domain": domain, "users": len(names),
-        "first_and_last": [names[0], names[-1]],
+        "first_and_last": [names[0], names[-1]], "index": service.ranking.index is not None,
     }  # fmt: skip
     FOLDER.claim(parts, call, resume)
     with tqdm(total=len(names), desc="users", disable=not show_progress) as bar:

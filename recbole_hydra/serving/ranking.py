@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -11,8 +12,12 @@ import torch
 
 from recbole_hydra.errors import ConfigError, DatasetError
 from recbole_hydra.model.sequential_recommender.base import CausalRecommender
+from recbole_hydra.serving.index import LARGE, ItemIndex, open_index
+from recbole_hydra.serving.item_filter import ItemFilter, Paths
 from recbole_hydra.serving.recommend import candidate_range, scores_of
 from recbole_hydra.serving.top_k import Offsets, top_k
+
+logger = logging.getLogger(__name__)
 
 
 class Recommendations(list[tuple[str, float]]):
@@ -34,14 +39,26 @@ class Ranking:
         trained: the histories of the training data, items and where each user's begin; None where
             the checkpoint has none.
         window: how many of a history's last items the model reads; None for all.
+        items: the ``.item`` file that filters read, as :class:`.ItemFilter` takes it.
+
+    Attributes:
+        tokens: raw ids of items. table: their vectors, (n_items, width), None where the model has
+            none.
+        index: what finds candidates among them; None where all are looked at.
     """
 
     def __init__(
-        self, model: Any, trained: tuple[np.ndarray, np.ndarray] | None, window: int | None
+        self,
+        model: Any,
+        trained: tuple[np.ndarray, np.ndarray] | None,
+        window: int | None,
+        items: Paths | None = None,
     ) -> None:
         self._model, self._window = model, window
         about: Mapping[str, Any] = model.checkpoint
         self._config, self._vocabulary = about["config"], about["vocabulary"]
+        self._filtered = ItemFilter(self._config, self._vocabulary, items, about["path"])
+        self.index: ItemIndex | None = None
         self.tokens = self._vocabulary.field2id_token[self._vocabulary.iid_field]
         self._ids = self._vocabulary.field2token_id[self._vocabulary.iid_field]
         self.table: np.ndarray | None = None  # what states are compared with
@@ -50,6 +67,33 @@ class Ranking:
                 self.table = np.ascontiguousarray(model.item_table.detach().float().cpu().numpy())
         had = trained[0] if trained is not None else np.empty(0, np.int64)
         self._popular = np.bincount(had, minlength=len(self.tokens)).astype(np.float32)
+
+    def open_index(self, kind: str | None, users: Callable[[int], np.ndarray] | None) -> None:
+        """Look at candidates of an index from now on, not at all items.
+
+        Args:
+            kind: of :func:`.index.check_kind`.
+            users: makes vectors of at most so many users; None where the model has no such.
+
+        Raises:
+            ConfigError: an index of a model without vectors.
+        """
+        domains = getattr(self._vocabulary, "domains", None)
+        ranges = [(1, len(self.tokens))] if domains is None else domains.ranges()
+        if self.table is None or users is None:
+            if kind not in (None, "auto"):
+                raise ConfigError(
+                    f"index: {type(self._model).__name__} scores all items by itself, so there is "
+                    "nothing to look up; leave index out"
+                )
+            return
+        if kind is None and max(end - begin for begin, end in ranges) >= LARGE:
+            logger.info(
+                "index: all of %s items are looked at; index='auto' looks at the nearest",
+                f"{len(self.tokens) - 1:,}",
+            )
+        path = self._model.checkpoint["path"]
+        self.index = open_index(kind, self.table, ranges, path, users)
 
     def id_of(self, item: object, where: str = "") -> int:
         """The internal id of an item.
@@ -72,10 +116,13 @@ class Ranking:
         exclude_history: bool,
         domain: str | None,
         candidates: Iterable[str | int] | None,
+        filter: Mapping[str, Any] | None,
         users: Sequence[int] | None = None,
     ) -> list[Recommendations]:
         """:meth:`best`, by raw ids."""
-        ids, scores = self.best(histories, vectors, k, exclude_history, domain, candidates, users)
+        ids, scores = self.best(
+            histories, vectors, k, exclude_history, domain, candidates, filter, users
+        )
         found = [self._named(*row) for row in zip(ids, scores, strict=True)]
         for history, named in zip(histories, found, strict=True):
             named.fallback = None if len(history) else "popular"
@@ -89,6 +136,7 @@ class Ranking:
         exclude_history: bool = False,
         domain: str | None = None,
         candidates: Iterable[str | int] | None = None,
+        filter: Mapping[str, Any] | None = None,
         users: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The best items after each history, internal ids; after none, popular ones.
@@ -105,11 +153,7 @@ class Ranking:
         Raises:
             ConfigError, DatasetError: as of :meth:`.Recommender.recommend`.
         """
-        allowed = None
-        if candidates is not None:
-            allowed = np.zeros(len(self.tokens), bool)
-            each = listed("candidates", candidates, "item ids")
-            allowed[[self.id_of(item, "candidates: ") for item in each]] = True
+        allowed = self._allowed(candidates, filter)
         groups: dict[tuple[int, int, bool], list[int]] = {}
         for i, history in enumerate(histories):
             begin, end = self._range(history, domain)
@@ -130,6 +174,18 @@ class Ranking:
                 ids[rows], scores[rows] = self._popular_items((begin, end), int(k), allowed)
         return ids, scores
 
+    def _allowed(
+        self, candidates: Iterable[str | int] | None, filter: Mapping[str, Any] | None
+    ) -> np.ndarray | None:
+        """Which items may be there, (n_items,) bool; None for all."""
+        allowed = None if filter is None else self._filtered.allowed(filter)
+        if candidates is not None:
+            named = np.zeros(len(self.tokens), bool)
+            each = listed("candidates", candidates, "item ids")
+            named[[self.id_of(item, "candidates: ") for item in each]] = True
+            allowed = named if allowed is None else allowed & named
+        return allowed
+
     def _range(self, history: np.ndarray, domain: str | None) -> tuple[int, int]:
         if domain is None and not len(history):
             return 1, len(self.tokens)
@@ -148,6 +204,8 @@ class Ranking:
         """Ids and scores, (users, k)."""
         if vectors is not None and self.table is not None:
             offsets = [self._offsets(history, exclude_history) for history in histories]
+            if self.index is not None and allowed is None:
+                return self.index.top_k(vectors, k, items, offsets)
             return top_k(vectors, self.table, k, items, offsets, allowed)
         ids, scores = np.empty((len(histories), k), np.int64), np.empty((len(histories), k))
         for row, (history, user) in enumerate(zip(histories, users, strict=True)):

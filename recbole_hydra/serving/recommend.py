@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from recbole.data.interaction import Interaction
@@ -13,6 +13,7 @@ from recbole.utils import ModelType
 from torch import Tensor
 
 from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError
+from recbole_hydra.serving.item_filter import ItemFilter, Paths
 from recbole_hydra.serving.load import load_model
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def recommend(
     k: int = 10,
     exclude_history: bool = False,
     domain: str | None = None,
+    filter: Mapping[str, Any] | None = None,
+    items: Paths | None = None,
 ) -> list[tuple[str, float]]:
     """Recommend the ``k`` best items to a user, known or described by a history.
 
@@ -41,13 +44,15 @@ def recommend(
         exclude_history: leave the items of the history out.
         domain: of a model of several domains, the one whose items are recommended; by default that
             of the last item of the history. Raw ids begin with the domain, "amazon-office:B001".
+        filter, items: by column of the ``.item`` file what the items have there, and where that
+            file is, as of :class:`~recbole_hydra.Recommender`, which reads it once for many calls.
 
     Returns:
         ``[(raw item id, score), ...]``, best first.
 
     Raises:
         DatasetError: a raw id that the checkpoint does not know, or an empty history.
-        ConfigError: ``k`` is not in 1 .. number of items.
+        ConfigError: ``k`` is not in 1 .. number of items, or a filter that does not fit the file.
         CheckpointError: the file cannot be read, lacks the users' histories, or its model needs
             more than items and users to score.
     """
@@ -67,10 +72,16 @@ def recommend(
     if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= stop - start:
         raise ConfigError(f"k must be in 1 .. {stop - start}, got {k!r}")
 
+    allowed = None
+    if filter is not None:
+        allowed = ItemFilter(config, vocabulary, items, checkpoint["path"]).allowed(filter)
+
     scores = scores_of(recommender, config, user_id, history, n_items)
     scores[:start] = scores[stop:] = -torch.inf  # the padding is no item
     if exclude_history:
         scores[history] = -torch.inf
+    if allowed is not None:
+        scores[torch.from_numpy(~allowed)] = -torch.inf
     best = torch.topk(scores, k)
     tokens = vocabulary.field2id_token[vocabulary.iid_field]
     return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
@@ -15,10 +15,12 @@ from recbole.utils import ModelType
 from tqdm import tqdm
 
 from recbole_hydra.errors import CheckpointError, ConfigError, DatasetError, StoreError
+from recbole_hydra.serving.index import check_kind
+from recbole_hydra.serving.item_filter import Paths
 from recbole_hydra.serving.load import load_model
 from recbole_hydra.serving.ranking import Ranking, Recommendations, listed
 from recbole_hydra.serving.states import States
-from recbole_hydra.serving.stores import Entry, Store, open_store
+from recbole_hydra.serving.stores import Store, open_store
 
 if TYPE_CHECKING:
     from recbole.model.abstract_recommender import AbstractRecommender
@@ -44,6 +46,10 @@ class Recommender:
             model was validated with, ``carry_state``.
         recompute: let a store of another model's states be taken over: states are computed anew
             from the histories, as users come.
+        items: the ``.item`` file that filters read, of several domains a dict by domain; by
+            default where the checkpoint's settings say that it is. Read with the first filter.
+        index: None, every item is looked at; "ivf", the nearest by an index of faiss, which is
+            kept beside the checkpoint; "auto", that from 100,000 items.
 
     Attributes:
         model, store: see above.
@@ -55,7 +61,7 @@ class Recommender:
 
     Raises:
         CheckpointError: as of ``load_model``, or the checkpoint has no vocabulary.
-        ConfigError: a reading that the model does not have.
+        ConfigError: a reading or an index that the model does not have, or ``items`` no path.
         StoreError: the store cannot be opened, or is of another model.
     """
 
@@ -65,37 +71,27 @@ class Recommender:
         store: str | os.PathLike[str] | Store | None = None,
         reading: str | None = None,
         recompute: bool = False,
+        items: Paths | None = None,
+        index: str | None = None,
     ) -> None:
-        given = isinstance(checkpoint, torch.nn.Module)
-        self.model = cast(Any, checkpoint if given else load_model(cast(str, checkpoint)))
-        about = getattr(self.model, "checkpoint", None)
-        if about is None:
-            raise CheckpointError(
-                f"{type(self.model).__name__}: is no model of load_model, so it has no raw ids"
-            )
-        if not about["vocabulary"].field2id_token:
-            raise CheckpointError(f"{about['path']}: holds no vocabulary, so no raw ids")
-        if self.model.type != ModelType.SEQUENTIAL:
-            raise ConfigError(
-                f"{type(self.model).__name__}: reads no history, so events change nothing; use "
-                "recommend(model, user)"
-            )
+        kind = check_kind(index)
+        self.model = _served(checkpoint)
         self._lock = threading.RLock()
         was_open = isinstance(store, Store)
         self.store = cast(Store, store) if was_open else open_store(cast(Any, store))
         try:
             self.states = States(self.model, self.store, reading, recompute)
-            self.ranking = Ranking(self.model, self.states.trained, self.states.window)
+            self.ranking = Ranking(self.model, self.states.trained, self.states.window, items)
+            users = None if self.states.encoder is None else self.states.some_vectors
+            self.ranking.open_index(kind, users)
         except BaseException:
             if not was_open:
                 self.store.close()
             raise
-        about["is_served"] = True  # its items must stay as they are
+        self.model.checkpoint["is_served"] = True  # its items must stay as they are
         self._is_open = True
         self.reading = self.states.reading
-        self.bytes_per_user = len(
-            Entry(0, 0, b"", 0, np.empty(self.states.size, np.float32), np.empty(0)).packed()
-        )
+        self.bytes_per_user = self.states.bytes_per_user
 
     # -- events --------------------------------------------------------------------------------
 
@@ -147,6 +143,7 @@ class Recommender:
         exclude_history: bool = False,
         domain: str | None = None,
         candidates: Iterable[str | int] | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> Recommendations:
         """The ``k`` best items for a user, after all that was observed.
 
@@ -157,12 +154,15 @@ class Recommender:
             domain: of a model of several domains, the one whose items are recommended; by default
                 that of the user's last item.
             candidates: raw ids; only those are ranked. By default all items.
+            filter: by column of the ``.item`` file what the items have there, as
+                :meth:`.ItemFilter.allowed` takes it, {"genre": "Comedy", "year": "[1990,inf)"};
+                where none fits, the list is empty.
 
         Raises:
-            ConfigError: ``k`` out of range, or another domain.
-            DatasetError: a candidate that the model does not know.
+            ConfigError: ``k`` out of range, another domain, or a filter that does not fit the file.
+            DatasetError: a candidate that the model does not know, or no file for the filter.
         """
-        return self.recommend_many([user], k, exclude_history, domain, candidates)[0]
+        return self.recommend_many([user], k, exclude_history, domain, candidates, filter)[0]
 
     def recommend_many(
         self,
@@ -171,6 +171,7 @@ class Recommender:
         exclude_history: bool = False,
         domain: str | None = None,
         candidates: Iterable[str | int] | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> list[Recommendations]:
         """:meth:`recommend` for many users at once."""
         names = [_user(user) for user in listed("users", users, "user ids")]
@@ -178,7 +179,7 @@ class Recommender:
             histories, entries = self.states.known_of(names, whole=exclude_history)
             vectors, ids = self.states.vectors(histories, entries), self.states.ids(names)
             return self.ranking.of_histories(
-                histories, vectors, k, exclude_history, domain, candidates, ids
+                histories, vectors, k, exclude_history, domain, candidates, filter, ids
             )
 
     def recommend_to_history(
@@ -188,6 +189,7 @@ class Recommender:
         exclude_history: bool = False,
         domain: str | None = None,
         candidates: Iterable[str | int] | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> Recommendations:
         """The best items for somebody who had ``history``, raw ids, oldest first; nothing is kept.
 
@@ -202,7 +204,7 @@ class Recommender:
         with self._using():
             vectors = self.states.vectors([ids], [None])
             return self.ranking.of_histories(
-                [ids], vectors, k, exclude_history, domain, candidates
+                [ids], vectors, k, exclude_history, domain, candidates, filter
             )[0]
 
     def best_ids(
@@ -211,13 +213,16 @@ class Recommender:
         k: int,
         exclude_history: bool = False,
         domain: str | None = None,
+        filter: Mapping[str, Any] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """:meth:`recommend_many` as arrays: internal ids and scores, see :meth:`.Ranking.best`."""
         with self._using():
             histories, entries = self.states.known_of(users, whole=exclude_history)
             vectors = self.states.vectors(histories, entries)
             ids = self.states.ids(users)
-            return self.ranking.best(histories, vectors, k, exclude_history, domain, users=ids)
+            return self.ranking.best(
+                histories, vectors, k, exclude_history, domain, filter=filter, users=ids
+            )
 
     @contextmanager
     def _using(self) -> Iterator[None]:
@@ -246,8 +251,7 @@ class Recommender:
         Returns:
             The number of users who came in.
         """
-        users = self.trained_users()
-        came = 0
+        users, came = self.trained_users(), 0
         with tqdm(total=len(users), desc="users", disable=not show_progress) as bar:
             for i in range(0, len(users), USERS):
                 part = users[i : i + USERS]
@@ -284,3 +288,22 @@ def _user(user: object, where: str = "") -> str:
     if isinstance(user, bool) or not isinstance(user, (str, Integral)) or user == "":
         raise DatasetError(f"{where}{user!r} is no user id")
     return str(user)
+
+
+def _served(checkpoint: str | os.PathLike[str] | AbstractRecommender) -> Any:
+    """The model of a checkpoint, if it reads histories of raw ids."""
+    given = isinstance(checkpoint, torch.nn.Module)
+    model = cast(Any, checkpoint if given else load_model(cast(str, checkpoint)))
+    about = getattr(model, "checkpoint", None)
+    if about is None:
+        raise CheckpointError(
+            f"{type(model).__name__}: is no model of load_model, so it has no raw ids"
+        )
+    if not about["vocabulary"].field2id_token:
+        raise CheckpointError(f"{about['path']}: holds no vocabulary, so no raw ids")
+    if model.type != ModelType.SEQUENTIAL:
+        raise ConfigError(
+            f"{type(model).__name__}: reads no history, so events change nothing; use "
+            "recommend(model, user)"
+        )
+    return model

@@ -91,6 +91,12 @@ class States:
         encoder = cast(CompiledEncoder, self.encoder)
         return encoder.state_size + encoder.width
 
+    @property
+    def bytes_per_user(self) -> int:
+        """What an entry takes in the store, without the history and the raw id."""
+        empty = np.empty(0, np.int32)
+        return len(Entry(0, 0, b"", 0, np.empty(self.size, np.float32), empty).packed())
+
     # -- events --------------------------------------------------------------------------------
 
     def take_in(self, rows: Mapping[str, Sequence[int]]) -> None:
@@ -220,6 +226,24 @@ class States:
         unread = [NOTHING if e else histories[i] for i, e in zip(some, fits, strict=True)]
         states, _, _ = self._read(fits, unread)
         return np.ascontiguousarray(states[:, encoder.state_size :])
+
+    def some_vectors(self, number: int) -> np.ndarray:
+        """What the items are compared with after the histories of at most so many users of the
+        training data, (users, width); where it has none, after single items."""
+        histories: list[np.ndarray] = []
+        if self.trained is not None:
+            items, start = self.trained
+            users = _spread(np.flatnonzero(np.diff(start) > 0), number)
+            histories = [items[start[u] : start[u + 1]].astype(np.int64) for u in users]
+        if not histories:
+            histories = [np.array([i]) for i in _spread(np.arange(1, len(self._number)), number)]
+        return cast(np.ndarray, self.vectors(histories, [None] * len(histories)))
+
+
+def _spread(ids: np.ndarray, number: int) -> np.ndarray:
+    """At most so many of ids, evenly from the first to the last."""
+    picked = np.linspace(0, len(ids) - 1, min(number, len(ids)))
+    return ids[picked.astype(np.int64)]
 
 
 def _reading(
