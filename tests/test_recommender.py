@@ -438,3 +438,23 @@ def test_an_entry_has_the_same_size_whatever_the_history(checkpoint_of):
         assert sizes == {service.bytes_per_user}
     with Recommender(checkpoint_of("Hydra")) as service:
         assert service.bytes_per_user < 50
+
+
+def test_a_large_catalogue_is_looked_at_through_its_copy(checkpoint_of, monkeypatch):
+    from recbole_hydra.serving import ranking
+
+    model = load_model(checkpoint_of("Hydra"))
+    service = Recommender(model)
+    user = service.trained_users()[3]
+    how = {"k": 7, "exclude_history": True}
+    expected = service.recommend(user), service.recommend(user, **how)
+    narrowed = service.recommend(user, 3, candidates=["i5", "i9", "i11", "i20"])
+    monkeypatch.setattr(ranking, "LARGE", 10)
+    assert_same(service.recommend(user), expected[0])
+    assert_same(service.recommend(user, **how), expected[1])
+    assert_same(service.recommend(user, 3, candidates=["i5", "i9", "i11", "i20"]), narrowed)
+    assert service.ranking._copy is not None
+    for found, one in zip(
+        service.recommend_many([user] * 5, **how), [expected[1]] * 5, strict=True
+    ):
+        assert_same(found, one)

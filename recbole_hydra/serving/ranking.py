@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from recbole_hydra.errors import ConfigError, DatasetError
 from recbole_hydra.model.sequential_recommender.base import CausalRecommender
+from recbole_hydra.serving.eight_bit import EightBitTable
 from recbole_hydra.serving.index import LARGE, ItemIndex, open_index
 from recbole_hydra.serving.item_filter import ItemFilter, Paths
 from recbole_hydra.serving.recommend import candidate_range, scores_of
 from recbole_hydra.serving.top_k import Offsets, top_k
 
 logger = logging.getLogger(__name__)
+
+#: Users up to which a large table is looked at for one after the other, through its copy: for more,
+#: one product of all is faster.
+FEW = 3
 
 
 class Recommendations(list[tuple[str, float]]):
@@ -59,6 +64,7 @@ class Ranking:
         self._config, self._vocabulary = about["config"], about["vocabulary"]
         self._filtered = ItemFilter(self._config, self._vocabulary, items, about["path"])
         self.index: ItemIndex | None = None
+        self._copy: EightBitTable | None = None
         self.tokens = self._vocabulary.field2id_token[self._vocabulary.iid_field]
         self._ids = self._vocabulary.field2token_id[self._vocabulary.iid_field]
         self.table: np.ndarray | None = None  # what states are compared with
@@ -206,6 +212,11 @@ class Ranking:
             offsets = [self._offsets(history, exclude_history) for history in histories]
             if self.index is not None and allowed is None:
                 return self.index.top_k(vectors, k, items, offsets)
+            if len(vectors) <= FEW and len(self.table) >= LARGE:
+                table = self._eight_bit()
+                rows = zip(vectors, offsets, strict=True)
+                found = [table.top_k(vector, k, items, own, allowed) for vector, own in rows]
+                return np.stack([ids for ids, _ in found]), np.stack([x for _, x in found])
             return top_k(vectors, self.table, k, items, offsets, allowed)
         ids, scores = np.empty((len(histories), k), np.int64), np.empty((len(histories), k))
         for row, (history, user) in enumerate(zip(histories, users, strict=True)):
@@ -220,6 +231,12 @@ class Ranking:
             best = torch.topk(own, k)
             scores[row], ids[row] = best.values.numpy(), best.indices.numpy()
         return ids, scores
+
+    def _eight_bit(self) -> EightBitTable:
+        """The copy of the table, made for the first who needs it."""
+        if self._copy is None:
+            self._copy = EightBitTable(cast(np.ndarray, self.table))
+        return self._copy
 
     def _offsets(self, history: np.ndarray, exclude_history: bool) -> Offsets:
         """What is added to the scores after a history."""
