@@ -26,7 +26,7 @@ from recbole_hydra.errors import StoreError
 from recbole_hydra.serving.server import gate
 from recbole_hydra.serving.server.app import make_app
 from recbole_hydra.serving.server.batching import Batcher, Events, OfUser, Other
-from recbole_hydra.serving.server.live import LiveModel, Watch, names_of
+from recbole_hydra.serving.server.live import LiveModel, Watch
 from recbole_hydra.serving.server.service import Service
 from recbole_hydra.serving.stores import MemoryStore
 
@@ -142,8 +142,11 @@ def test_names_are_those_of_the_item_file(make_ring):
         found = answer(client.post("/recommendations", json={"history": ["i0"], "k": 1}))
         first = found["items"][0]
         assert len(first["name"].split()) == 2
-    (Path(folder) / "ring" / "ring.item").unlink()
-    assert names_of(load_model(path)) == {}
+    file = Path(folder) / "ring" / "ring.item"
+    moved = file.rename(file.with_name("elsewhere.item"))
+    live = LiveModel(path, MemoryStore(), items=moved)
+    assert live.names[first["item"]] == first["name"]
+    assert LiveModel(path, MemoryStore()).names == {}
 
 
 # -- what is refused -----------------------------------------------------------------------------
@@ -516,6 +519,7 @@ def test_what_cannot_be_started_is_one_line(models, tmp_path, capsys, monkeypatc
             ([checkpoint, "--workers=none"], "workers must be a positive integer"),
             ([checkpoint, f"--watch={tmp_path / 'none'}"], "watch: there is no folder"),
             ([checkpoint, "--store=mongo://x"], "mongo"),
+            ([checkpoint, "--index=best"], "index"),
             ([f"--checkpoint={models / 'bad.pth'}", "--port=0"], "bad.pth"),
         ):
             assert main(["serve", *arguments]) == 2, arguments

@@ -35,6 +35,8 @@ Answer over HTTP: events in, recommendations out; a page to try it at /.
   --workers=1               processes; more than one share users by Redis
   --watch=FOLDER            the newest checkpoint there takes over, without a stop
   --recompute=True          the store holds another model's states: compute them anew
+  --items=FILE.item         what items are called, where that is not where it was in training
+  --index=auto              for large catalogues, see docs/live.md
   --batch_ms=0              milliseconds that a request may wait for others
   --ray_address=auto        deploy on a running Ray cluster, and end; or HOST:PORT
   --replicas=2              processes in the cluster, with --store=redis://...; 0 takes it down
@@ -61,7 +63,7 @@ def serve(argv: list[str]) -> None:
     arguments = parse_arguments(argv)
     known = (
         "checkpoint", "store", "host", "port", "token_file", "workers", "watch", "recompute",
-        "batch_ms", "ray_address", "replicas",
+        "batch_ms", "ray_address", "replicas", "items", "index",
     )  # fmt: skip
     if "token" in arguments:
         raise ServeError(

@@ -81,6 +81,27 @@ class ItemFilter:
             fits &= self._fitting(field, value)
         return fits
 
+    def names(self) -> dict[str, str]:
+        """What items are called, by raw id: the first column of texts (``token_seq``) of each file;
+        nothing of a file that is not there or has no such column.
+
+        Raises:
+            DatasetError: a file cannot be read.
+        """
+        names: dict[str, str] = {}
+        for config, path, prefix in self._files:
+            if not path.is_file():
+                continue
+            types, item = read_header(config, path), config["ITEM_ID_FIELD"]
+            field = next((name for name, kind in types.items() if kind == "token_seq"), None)
+            if field is None or item not in types:
+                continue
+            columns = [f"{item}:{types[item]}", f"{field}:token_seq"]
+            table = read_columns(config, path, columns)
+            for raw, name in zip(table[columns[0]], table[columns[1]], strict=True):
+                names[prefix + str(raw)] = name
+        return names
+
     def _fitting(self, field: Any, value: Any) -> np.ndarray:
         kind = self._kind(field)
         key = f"filter: {field}"

@@ -101,6 +101,10 @@ class Ranking:
         path = self._model.checkpoint["path"]
         self.index = open_index(kind, self.table, ranges, path, users)
 
+    def names(self) -> dict[str, str]:
+        """What items are called, by raw id; see :meth:`.ItemFilter.names`."""
+        return self._filtered.names()
+
     def id_of(self, item: object, where: str = "") -> int:
         """The internal id of an item.
 

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from recbole_hydra.data.atomic_files import read_columns
-from recbole_hydra.errors import CheckpointError, ConfigError, RecBoleHydraError
+from recbole_hydra.errors import CheckpointError, RecBoleHydraError
+from recbole_hydra.serving.item_filter import Paths
 from recbole_hydra.serving.recommender import Recommender
 from recbole_hydra.serving.stores import Store
 
@@ -23,7 +23,7 @@ class LiveModel:
         checkpoint: of the first model.
         store: where the users are kept; the models follow each other in it.
         models: the folder that later checkpoints may come from; that of the first by default.
-        recompute: see :class:`~recbole_hydra.serving.recommender.Recommender`.
+        recompute, items, index: see :class:`~recbole_hydra.serving.recommender.Recommender`.
 
     Attributes:
         service: the Recommender that answers now. Whoever works with it takes it once, and is done
@@ -39,13 +39,16 @@ class LiveModel:
         store: Store,
         models: str | os.PathLike[str] | None = None,
         recompute: bool = False,
+        items: Paths | None = None,
+        index: str | None = None,
     ) -> None:
         self.store = store
+        self._how: dict[str, Any] = {"items": items, "index": index}
         self.checkpoint = Path(checkpoint)
         self.models = Path(models if models is not None else self.checkpoint.parent).resolve()
-        self.service = Recommender(checkpoint, store, recompute=recompute)
+        self.service = Recommender(checkpoint, store, recompute=recompute, **self._how)
         _try_out(self.service)
-        self.names = names_of(self.service.model)
+        self.names = self.service.ranking.names()
         self.generation = 1
         self._replacing = threading.Lock()
 
@@ -70,9 +73,9 @@ class LiveModel:
         with self._replacing:
             before = self.service.states.version
             try:
-                service = Recommender(str(path), self.store, recompute=True)
+                service = Recommender(str(path), self.store, recompute=True, **self._how)
                 _try_out(service)
-                names = names_of(service.model)
+                names = service.ranking.names()
             except BaseException:
                 if self.store.model() != before:
                     self.store.model(replace=before)
@@ -91,23 +94,6 @@ def version_of(service: Recommender) -> str:
 def _try_out(service: Recommender) -> None:
     """One recommendation, so that what is compiled is there, and what fails fails now."""
     service.recommend_to_history([str(service.ranking.tokens[1])], k=1)
-
-
-def names_of(model: Any) -> dict[str, str]:
-    """What items are called, by raw id: the first column of texts (``token_seq``) of the dataset's
-    ``.item`` file; nothing where the file or such a column is not there."""
-    config = model.checkpoint["config"]
-    file = Path(str(config["data_path"])) / f"{config['dataset']}.item"
-    try:
-        with open(file, encoding="utf-8") as lines:
-            columns = lines.readline().rstrip("\r\n").split(config["field_separator"])
-        text = next((name for name in columns if name.endswith(":token_seq")), None)
-        if text is None:
-            return {}
-        table = read_columns(config, file)
-        return dict(zip(table[f"{config['ITEM_ID_FIELD']}:token"], table[text], strict=True))
-    except (OSError, UnicodeDecodeError, KeyError, RecBoleHydraError):
-        return {}
 
 
 class Watch:
@@ -156,7 +142,7 @@ class Watch:
             self._seen = newest
             try:
                 self._live.replace(newest[2])
-            except (CheckpointError, ConfigError) as error:
+            except RecBoleHydraError as error:
                 logger.warning("%s: not taken over: %s", newest[2], error)
             except Exception as error:  # the service goes on with the model that it has
                 logger.exception("%s: not taken over: %s", newest[2], error)

@@ -39,7 +39,7 @@ class Plan:
     """What is served, and how.
 
     Attributes:
-        checkpoint, store, recompute: see :class:`~recbole_hydra.Recommender`.
+        checkpoint, store, recompute, items, index: see :class:`~recbole_hydra.Recommender`.
         host, port: where; port 0 takes a free one.
         workers: processes; more than one needs a store in Redis.
         token_file: a file with the token; without, the environment variable RECBOLE_HYDRA_TOKEN.
@@ -55,6 +55,8 @@ class Plan:
     token_file: str | None = None
     watch: str | None = None
     recompute: bool = False
+    items: str | None = None
+    index: str | None = None
     batch_ms: float = 0.0
 
 
@@ -119,7 +121,7 @@ def service_of(plan: Plan) -> Service:
     """
     store = open_store(plan.store)
     try:
-        live = LiveModel(plan.checkpoint, store, plan.watch, plan.recompute)
+        live = LiveModel(plan.checkpoint, store, plan.watch, plan.recompute, plan.items, plan.index)
     except BaseException:
         store.close()
         raise
