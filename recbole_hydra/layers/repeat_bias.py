@@ -1,5 +1,8 @@
 """A learned number on the scores of items that the user has had already."""
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -104,26 +107,35 @@ class RepeatBias(nn.Module):
             kinds = torch.frexp(steps).exponent.long().sub_(1).clamp_(max=DISTANCES - 1)
         return ScoreOffsets(row, items, kinds, SCALE * weight)
 
-    def after(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The offsets after one history, as :meth:`forward` has them, without torch's batches.
+    def after_each(self, histories: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The offsets after histories, as :meth:`forward` has them, without torch.
 
         Args:
-            history: item ids, oldest first, (n,) int64, without padding.
+            histories: item ids, oldest first, (n,) int64 each, without padding, none empty.
 
         Returns:
-            ``(items, amounts)``: the distinct items of the history, int64, and what is added to
-            their scores, float32.
+            ``(items, amounts)`` of each: the distinct items of the history, int64, ascending, and
+            what is added to their scores, float32.
         """
-        items, back = np.unique(history[::-1], return_index=True)  # 0 steps back is the last
+        ends = np.cumsum([len(history) for history in histories])
+        every = np.concatenate(histories)
+        row = np.repeat(np.arange(len(histories)), np.diff(ends, prepend=0))
+        size = int(every.max()) + 1
+        # Of an item that was had more than once the last time is the first, read backwards.
+        keys, place = np.unique((row * size + every)[::-1], return_index=True)
+        items = keys % size
         weight = self.weight.detach().numpy()
         if self.item_weight is not None:
             weight = weight + self.item_weight.detach().numpy()[items]
         elif len(weight) > 1:
+            back = place - (ends[-1] - ends[keys // size])  # 0 steps back is the last
             kinds = np.frexp((back + 1).astype(np.float32))[1] - 1
             weight = weight[np.minimum(kinds, DISTANCES - 1)]
         else:
             weight = np.repeat(weight, len(items))
-        return items, np.float32(SCALE) * weight
+        amounts = np.float32(SCALE) * weight
+        of = np.searchsorted(keys, np.arange(len(histories) + 1) * size).tolist()
+        return [(items[i:j], amounts[i:j]) for i, j in pairwise(of)]
 
 
 def next_time(item_seq: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class Ranking:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids and scores, (users, k)."""
         if vectors is not None and self.table is not None:
-            offsets = [self._offsets(history, exclude_history) for history in histories]
+            offsets = self._offsets(histories, exclude_history)
             if self.index is not None and allowed is None:
                 return self.index.top_k(vectors, k, items, offsets)
             if len(vectors) <= FEW and len(self.table) >= LARGE:
@@ -242,15 +242,17 @@ class Ranking:
             self._copy = EightBitTable(cast(np.ndarray, self.table))
         return self._copy
 
-    def _offsets(self, history: np.ndarray, exclude_history: bool) -> Offsets:
-        """What is added to the scores after a history."""
+    def _offsets(self, histories: Sequence[np.ndarray], exclude_history: bool) -> list[Offsets]:
+        """What is added to the scores after each history."""
         bias = self._model.repeat_bias
         if exclude_history:
-            items = np.unique(history)
-            return items, np.full(len(items), -np.inf, np.float32)
+            each = [np.unique(history) for history in histories]
+            return [(items, np.full(len(items), -np.inf, np.float32)) for items in each]
         if bias is None:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        return bias.after(history if self._window is None else history[-self._window :])
+            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(histories)
+        if self._window is not None:
+            histories = [history[-self._window :] for history in histories]
+        return bias.after_each(histories)
 
     def _popular_items(
         self, items: tuple[int, int], k: int, allowed: np.ndarray | None
