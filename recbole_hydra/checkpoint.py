@@ -16,6 +16,7 @@ import random
 import tempfile
 import uuid
 import zipfile
+import zlib
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -94,6 +95,7 @@ def load_checkpoint(
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint file")
+    _check_content(path)
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -114,6 +116,23 @@ def load_checkpoint(
             f"up to {VERSION}); upgrade recbole_hydra"
         )
     return state
+
+
+def _check_content(path: Path) -> None:
+    """Refuse a file whose parts are not what was written: torch reads them without a look at their
+    checksums."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            damaged = parts.testzip()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return  # torch says what it is
+    except zlib.error:
+        damaged = "a part"
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path}: truncated or corrupt ({damaged} is damaged); use the other file of the run, "
+            "or an earlier one"
+        )
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

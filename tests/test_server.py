@@ -14,21 +14,23 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small
 from starlette.testclient import TestClient
 
 from recbole_hydra import Recommender, load_model, recommend, run_recbole_hydra
 from recbole_hydra.cli import main
 from recbole_hydra.errors import StoreError
-from recbole_hydra.serving.server import gate
+from recbole_hydra.serving.server import gate, run
 from recbole_hydra.serving.server.app import make_app
 from recbole_hydra.serving.server.batching import Batcher, Events, OfUser, Other
 from recbole_hydra.serving.server.live import LiveModel, Watch
 from recbole_hydra.serving.server.service import Service
-from recbole_hydra.serving.stores import MemoryStore
+from recbole_hydra.serving.stores import MemoryStore, open_store
 
 TOKEN = "a token of many letters"
 
@@ -198,6 +200,62 @@ def test_bad_input_is_one_line_and_changes_nothing(client, method, path, body, l
     assert answer(client.get("/model"))["checkpoint"] == "first.pth"
 
 
+def test_models_that_cannot_take_over(models, make_ring):
+    state = torch.load(models / "second.pth", weights_only=True)
+    for name in state["state_dict"]:
+        state["state_dict"][name] = state["state_dict"][name] * float("nan")
+    torch.save(state, models / "nan.pth")
+    data = bytearray((models / "second.pth").read_bytes())
+    data[len(data) // 2] ^= 255
+    (models / "damaged.pth").write_bytes(data)
+    other = run_recbole_hydra(
+        "Hydra", "ring", config_dict=small("Hydra", data_path=make_ring("ring"))
+    )
+    with TestClient(make_app(Service(LiveModel(models / "first.pth", MemoryStore())))) as client:
+        shutil.copy(other["best_checkpoint"], models / "ring.pth")
+        for name, line in (
+            ("nan.pth", "recommends nothing, its scores are no numbers"),
+            ("damaged.pth", "truncated or corrupt"),
+            ("ring.pth", "knows .* items of the model that answers"),
+            ("\0", "is no name of a file"),
+            ("x" * 300, "is no name of a file|there is no such file"),
+        ):
+            error = answer(client.post("/model", json={"checkpoint": name}), 422)["error"]
+            assert re.search(line, error), error
+        assert answer(client.get("/model"))["checkpoint"] == "first.pth"
+        assert answer(client.get("/recommendations/u1"))["items"]
+
+
+def test_without_a_token_other_names_and_bodies_of_forms_are_refused(models):
+    app = make_app(
+        Service(LiveModel(models / "first.pth", MemoryStore())), hosts=("localhost", "::1")
+    )
+    with TestClient(app) as client:
+        for host in ("localhost", "localhost:8000", "[::1]:8000", "LOCALHOST"):
+            assert answer(client.get("/users", headers={"host": host}))
+        for host in ("evil.example", "evil.example:8000", "", "localhost.evil.example"):
+            response = client.get("/users", headers={"host": host})
+            assert answer(response, 403)["error"].startswith("host: ")
+        form = {"host": "localhost", "content-type": "text/plain"}
+        content = json.dumps({"user": "u", "item": "i5"})
+        assert answer(client.post("/events", content=content, headers=form), 422)
+
+
+def test_a_process_that_starts_again_takes_the_store_as_it_is(
+    models, redis_url, monkeypatch, capsys
+):
+    live = LiveModel(models / "first.pth", open_store(redis_url))
+    live.replace("second.pth")
+    plan = run.Plan(str(models / "first.pth"), redis_url, workers=2)
+    monkeypatch.setenv(run.PLAN, json.dumps(asdict(plan)))
+    with TestClient(run.app_of_process(), base_url="http://127.0.0.1") as client:
+        assert answer(client.get("/ready"))
+    monkeypatch.setenv(run.PLAN, json.dumps({**asdict(plan), "store": "unix:///nowhere"}))
+    with pytest.raises(SystemExit):
+        run.app_of_process()
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_what_is_not_there_or_too_large(client):
     assert "nope" in answer(client.get("/items/nope/similar"), 404)["error"]
     assert answer(client.get("/nothing"), 404) == {"error": "Not Found"}
@@ -214,7 +272,7 @@ def test_with_a_token_nothing_is_said_without(models):
                 response = client.get(path, headers=headers)
                 assert answer(response, 401)["error"].startswith("token: ")
         assert answer(client.post("/events", json={"user": "u", "item": "i5"}), 401)
-        right = {"authorization": f"Bearer {TOKEN}"}
+        right = {"authorization": f"bearer {TOKEN}"}
         assert answer(client.get("/users/u/history", headers=right))["number"] == 0
         for path in ("/", "/health", "/ready"):
             assert client.get(path).status_code == 200
@@ -297,7 +355,7 @@ def test_another_model_takes_over_without_a_stop(client, models):
 def test_the_newest_checkpoint_of_a_folder_takes_over(models, tmp_path, caplog):
     folder = tmp_path / "models"
     folder.mkdir()
-    shutil.copy(models / "first.pth", folder / "first.pth")
+    shutil.copy2(models / "first.pth", folder / "first.pth")
     live = LiveModel(folder / "first.pth", MemoryStore())
     watch = Watch(live, seconds=0.01)
     watch.start()
@@ -327,7 +385,7 @@ def test_a_store_that_fails_is_503_and_comes_back(client, monkeypatch):
     event = {"user": "u", "item": "i5"}
     with monkeypatch.context() as patch:
         patch.setattr(MemoryStore, "write", fails)
-        patch.setattr(MemoryStore, "model", fails)
+        patch.setattr(MemoryStore, "numbers", fails)
         assert answer(client.post("/events", json=event), 503) == {
             "error": "states: cannot be written (no space)"
         }

@@ -83,14 +83,14 @@ class ItemFilter:
 
     def names(self) -> dict[str, str]:
         """What items are called, by raw id: the first column of texts (``token_seq``) of each file;
-        nothing of a file that is not there or has no such column.
+        nothing of a file that is not there, unless it was named, or has no such column.
 
         Raises:
             DatasetError: a file cannot be read.
         """
         names: dict[str, str] = {}
         for config, path, prefix in self._files:
-            if not path.is_file():
+            if not path.is_file() and not self._is_given:
                 continue
             types, item = read_header(config, path), config["ITEM_ID_FIELD"]
             field = next((name for name, kind in types.items() if kind == "token_seq"), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Annotated, Any
@@ -26,7 +26,8 @@ from recbole_hydra.serving.server.shortcut import Shortcut
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.Error, "description": what}
     for status, what in (
-        (401, "No token, or another."), (413, "The body is too large."),
+        (400, "The body cannot be read."), (401, "No token, or another."),
+        (403, "Another host is asked for."), (413, "The body is too large."),
         (422, "The request cannot be met as it is."), (503, "Not now: the store does not answer."),
     )
 }  # fmt: skip
@@ -41,11 +42,11 @@ def as_json(values: dict[str, Any]) -> Response:
     return Response(json.dumps(values), media_type="application/json")
 
 
-def make_app(server: Service, token: str | None = None) -> Gate:
+def make_app(server: Service, token: str | None = None, hosts: Sequence[str] | None = None) -> Gate:
     """The application.
 
     Args:
-        token: what requests must bring, see :class:`~recbole_hydra.serving.server.gate.Gate`.
+        token, hosts: what requests must bring, see :class:`.gate.Gate`.
     """
 
     @asynccontextmanager
@@ -64,7 +65,7 @@ def make_app(server: Service, token: str | None = None) -> Gate:
     _add_recommendations(app, server)
     _add_users(app, server)
     _add_server(app, server)
-    return Gate(Shortcut(app, server), token, server.metrics)
+    return Gate(Shortcut(app, server), token, server.metrics, hosts)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -183,7 +184,8 @@ def _add_server(app: FastAPI, server: Service) -> None:
     @app.get("/ready", response_model=schema.Health, tags=["server"])
     async def ready() -> Response:
         """The model is there, and the store answers."""
-        await server.ask(lambda service: service.store.model())
+        # Numbers of items are asked for, as Redis tells then whether its data are still the same.
+        await server.ask(lambda service: service.store.numbers([str(service.ranking.tokens[1])]))
         return as_json({"status": "ready", "model": server.live.version})
 
     @app.get("/metrics", response_class=Response, tags=["server"])

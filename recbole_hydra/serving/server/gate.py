@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -53,11 +55,14 @@ class Gate:
     Args:
         app: what is behind it.
         token: what requests must bring as ``Authorization: Bearer TOKEN``; None for nothing.
+        hosts: the names that requests may have for this server; None for any.
         metrics: is told of every request.
     """
 
-    def __init__(self, app: Any, token: str | None, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(
+        self, app: Any, token: str | None, metrics: Metrics, hosts: Sequence[str] | None = None
+    ) -> None:
+        self._app, self._metrics, self._hosts = app, metrics, hosts
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -76,6 +81,8 @@ class Gate:
             headers = dict(scope["headers"])
             if not self._is_let_in(scope["path"], headers.get(b"authorization", b"")):
                 await answer(watched, 401, "token: missing or wrong; send Authorization: Bearer")
+            elif not self._is_called(headers.get(b"host", b"")):
+                await answer(watched, 403, "host: this server has another name, or needs a token")
             elif (body := await _body(headers, receive)) is None:
                 await answer(watched, 413, f"body: larger than {BODY:,} bytes")
             else:
@@ -88,7 +95,14 @@ class Gate:
     def _is_let_in(self, path: str, authorization: bytes) -> bool:
         if self._token is None or path in OPEN:
             return True
-        return hmac.compare_digest(authorization, b"Bearer " + self._token)
+        scheme, _, token = authorization.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._token)
+
+    def _is_called(self, host: bytes) -> bool:
+        if self._hosts is None:
+            return True
+        name = re.sub(rb":\d+$", b"", host).strip(b"[]")
+        return name.decode("latin-1").lower() in self._hosts
 
 
 async def _body(headers: dict[bytes, bytes], receive: Any) -> Any:

@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recbole_hydra.errors import CheckpointError, RecBoleHydraError
 from recbole_hydra.serving.item_filter import Paths
 from recbole_hydra.serving.recommender import Recommender
@@ -62,19 +64,27 @@ class LiveModel:
         version. States of users are computed anew from their histories, as they come.
 
         Raises:
-            CheckpointError: it is no checkpoint, or not in that folder; the model stays.
+            CheckpointError: it is no checkpoint, not in that folder, or of another dataset; the
+                model stays.
             ConfigError: its model cannot be served; the model stays.
         """
-        path = (self.models / name).resolve()
+        what, folder = f"model {name[:80]!r}", self.models.name
+        try:
+            path = (self.models / name).resolve()
+            is_there = path.is_file()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"{what}: is no name of a file ({why})") from error
         if self.models not in path.parents:
-            raise CheckpointError(
-                f"model {name!r}: must be a file in the folder {self.models.name}"
-            )
+            raise CheckpointError(f"{what}: must be a file in the folder {folder}")
+        if not is_there:
+            raise CheckpointError(f"{what}: there is no such file in the folder {folder}")
         with self._replacing:
             before = self.service.states.version
             try:
                 service = Recommender(str(path), self.store, recompute=True, **self._how)
                 _try_out(service)
+                _check_same_items(service, self.service)
                 names = service.ranking.names()
             except BaseException:
                 if self.store.model() != before:
@@ -92,12 +102,35 @@ def version_of(service: Recommender) -> str:
 
 
 def _try_out(service: Recommender) -> None:
-    """One recommendation, so that what is compiled is there, and what fails fails now."""
-    service.recommend_to_history([str(service.ranking.tokens[1])], k=1)
+    """One recommendation, so that what is compiled is there, and what fails fails now.
+
+    Raises:
+        CheckpointError: no score is a number, as after training that diverged.
+    """
+    found = service.recommend_to_history([str(service.ranking.tokens[1])], k=1)
+    if not found or not np.isfinite(found[0][1]):
+        raise CheckpointError(
+            f"{service.model.checkpoint['path']}: recommends nothing, its scores are no numbers"
+        )
+
+
+def _check_same_items(service: Recommender, before: Recommender) -> None:
+    """Refuse a model that does not know most of what its forerunner knows.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    old, new = (set(map(str, one.ranking.tokens[1:])) for one in (before, service))
+    if len(old & new) < len(old) / 2:
+        raise CheckpointError(
+            f"{service.model.checkpoint['path']}: knows {len(old & new)} of the {len(old)} items "
+            "of the model that answers, so it is of other data; start a server with it"
+        )
 
 
 class Watch:
-    """The newest checkpoint of a folder takes over: looked for every few seconds.
+    """The newest checkpoint of a folder takes over, where it is newer than the one that answers:
+    looked for at once and then every few seconds.
 
     A file that cannot be served is named in the log once, and left alone until it changes.
 
@@ -108,7 +141,8 @@ class Watch:
 
     def __init__(self, live: LiveModel, seconds: float = 2.0) -> None:
         self._live, self._seconds = live, seconds
-        self._seen = self._newest()
+        self._since = live.checkpoint.stat().st_mtime
+        self._refused: set[tuple[float, int, str]] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -121,8 +155,8 @@ class Watch:
         self._stopped.set()
         self._thread.join()
 
-    def _newest(self) -> tuple[float, int, str] | None:
-        """Time, size and name of the newest checkpoint."""
+    def _newer(self) -> list[tuple[float, int, str]]:
+        """Time, size and name of checkpoints to be tried, the newest first."""
         found = []
         for path in self._live.models.glob("*.pth"):
             if path.name.endswith(".last.pth"):
@@ -132,17 +166,21 @@ class Watch:
             except OSError:
                 continue
             found.append((about.st_mtime, about.st_size, path.name))
-        return max(found, default=None)
+        new = [one for one in found if one[0] > self._since and one not in self._refused]
+        return sorted(new, reverse=True)
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._seconds):
-            newest = self._newest()
-            if newest is None or newest == self._seen:
-                continue
-            self._seen = newest
-            try:
-                self._live.replace(newest[2])
-            except RecBoleHydraError as error:
-                logger.warning("%s: not taken over: %s", newest[2], error)
-            except Exception as error:  # the service goes on with the model that it has
-                logger.exception("%s: not taken over: %s", newest[2], error)
+        while True:
+            for one in self._newer():
+                try:
+                    self._live.replace(one[2])
+                except RecBoleHydraError as error:
+                    logger.warning("%s: not taken over: %s", one[2], error)
+                except Exception as error:  # the service goes on with the model that it has
+                    logger.exception("%s: not taken over: %s", one[2], error)
+                else:
+                    self._since = one[0]
+                    break
+                self._refused.add(one)
+            if self._stopped.wait(self._seconds):
+                return

@@ -8,7 +8,7 @@ from typing import Any
 
 from recbole_hydra.errors import ServeError
 from recbole_hydra.serving.server.app import make_app
-from recbole_hydra.serving.server.run import Plan, needs_redis, service_of, token_of
+from recbole_hydra.serving.server.run import Plan, hosts_of, needs_redis, service_of, token_of
 
 #: The name of the application in Ray Serve.
 NAME = "recbole_hydra"
@@ -53,10 +53,12 @@ def deploy(plan: Plan, address: str, replicas: int) -> str:
 
 
 def _run(serve: Any, plan: Plan, token: str | None, replicas: int) -> str:
-    own = replace(plan, checkpoint=str(Path(plan.checkpoint).resolve()), workers=replicas)
+    # A replica that starts again finds the store as the others have it.
+    path = str(Path(plan.checkpoint).resolve())
+    own = replace(plan, checkpoint=path, workers=replicas, recompute=True)
 
     def build() -> Any:
-        return make_app(service_of(own), token)
+        return make_app(service_of(own), token, hosts_of(own))
 
     application = serve.deployment(serve.ingress(build)()).options(
         name="server", num_replicas=replicas, ray_actor_options={"num_cpus": 1},

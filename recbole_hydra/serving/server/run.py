@@ -8,14 +8,16 @@ import logging
 import os
 import socket
 import stat
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
-from recbole_hydra.errors import ServeError
+from recbole_hydra.errors import RecBoleHydraError, ServeError
 from recbole_hydra.serving.server.app import make_app
 from recbole_hydra.serving.server.live import LiveModel
 from recbole_hydra.serving.server.service import Service
@@ -81,7 +83,7 @@ def serve(plan: Plan) -> None:
         address = f"http://{plan.host}:{listener.getsockname()[1]}"
         _log()
         if plan.workers == 1:
-            app = make_app(service_of(plan), token)
+            app = make_app(service_of(plan), token, hosts_of(plan))
             print(f"{address}: ready", flush=True)
             uvicorn.Server(uvicorn.Config(app, **how)).run(sockets=[listener])
             return
@@ -98,13 +100,25 @@ def app_of_process() -> Any:
     """The application of one of several processes."""
     _log()
     plan = Plan(**json.loads(os.environ[PLAN]))
-    return make_app(service_of(plan), token_of(plan))
+    try:
+        # Another model may have taken over since the first process looked at the store.
+        service = service_of(replace(plan, recompute=True))
+        return make_app(service, token_of(plan), hosts_of(plan))
+    except RecBoleHydraError as error:
+        print(f"recbole-hydra: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(STARTUP_FAILURE)  # the others end, too
 
 
 def _log() -> None:
     """Say on stderr which model takes over, and which is not taken."""
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("recbole_hydra.serving").setLevel(logging.INFO)
+
+
+def hosts_of(plan: Plan) -> tuple[str, ...] | None:
+    """What requests may call this server; anything where they bring a token. A page of another
+    server, in a browser on this machine, could else have its name point here."""
+    return None if token_of(plan) is not None else (*LOCAL, plan.host)
 
 
 def needs_redis(plan: Plan, who: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    StrictBool,
     StrictInt,
     StrictStr,
     Tag,
@@ -51,7 +52,7 @@ Id = Annotated[
     ),
 ]
 
-K = Annotated[int, Field(ge=1, le=MOST_K, description="number of items")]
+K = Annotated[StrictInt, Field(ge=1, le=MOST_K, description="number of items")]
 
 
 class _Body(BaseModel):
@@ -86,7 +87,7 @@ class OfHistory(_Body):
 
     history: Annotated[list[Id], Field(min_length=1, max_length=LONGEST_HISTORY)]
     k: K = 10
-    exclude_history: bool = False
+    exclude_history: StrictBool = False
     domain: str | None = None
 
 
@@ -98,7 +99,7 @@ class OfHistories(_Body):
         Field(min_length=1, max_length=MOST_HISTORIES),
     ]
     k: K = 10
-    exclude_history: bool = False
+    exclude_history: StrictBool = False
     domain: str | None = None
 
 

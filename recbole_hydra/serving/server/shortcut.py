@@ -32,6 +32,12 @@ class _Route(NamedTuple):
     path: str
 
 
+def _is_json(scope: Any) -> bool:
+    """Whether the body is said to be JSON; what else a browser sends to other servers unasked."""
+    kind = dict(scope["headers"]).get(b"content-type", b"")
+    return kind.partition(b";")[0].strip().lower() == b"application/json"
+
+
 class Shortcut:
     """ASGI middleware before FastAPI's application.
 
@@ -45,7 +51,7 @@ class Shortcut:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            if scope["path"] == "/events" and scope["method"] == "POST":
+            if scope["path"] == "/events" and scope["method"] == "POST" and _is_json(scope):
                 return await self._event(scope, receive, send)
             if scope["path"].startswith(RECOMMENDATIONS) and scope["method"] == "GET":
                 query = PLAIN_QUERY.fullmatch(scope["query_string"])

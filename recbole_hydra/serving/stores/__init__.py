@@ -25,6 +25,8 @@ def open_store(where: str | os.PathLike[str] | None) -> Store:
     Raises:
         StoreError: another scheme, a package that is missing, or as the store has it.
     """
+    if where is not None and not isinstance(where, (str, os.PathLike)):
+        raise StoreError(f"store: must be a folder or an address, got {where!r}")
     text = "memory://" if where is None else os.fspath(where)
     scheme, colon, _ = text.partition("://")
     if colon and scheme not in SCHEMES:
