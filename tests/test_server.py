@@ -183,7 +183,7 @@ BAD = [
     ("POST", "/recommendations", {"history": ["i1"], "k": 5000}, "body.k: .*less than or equal"),
     ("GET", "/items/i5/similar?k=-1", None, "query.k: "),
     ("POST", "/model", {"checkpoint": "bad.pth"}, "bad.pth"),
-    ("POST", "/model", {"checkpoint": "nothing.pth"}, "nothing.pth: there is no such"),
+    ("POST", "/model", {"checkpoint": "nothing.pth"}, "nothing.pth'?: there is no such"),
     ("POST", "/model", {"checkpoint": "../../etc/passwd"}, "must be a file in the folder"),
 ]  # fmt: skip
 
