@@ -77,15 +77,14 @@ class Recommender:
         kind = check_kind(index)
         self.model = _served(checkpoint)
         self._lock = threading.RLock()
-        was_open = isinstance(store, Store)
-        self.store = cast(Store, store) if was_open else open_store(cast(Any, store))
+        self.store = store if isinstance(store, Store) else open_store(store)
         try:
             self.states = States(self.model, self.store, reading, recompute)
             self.ranking = Ranking(self.model, self.states.trained, self.states.window, items)
             users = None if self.states.encoder is None else self.states.some_vectors
             self.ranking.open_index(kind, users)
         except BaseException:
-            if not was_open:
+            if self.store is not store:
                 self.store.close()
             raise
         self.model.checkpoint["is_served"] = True  # its items must stay as they are
