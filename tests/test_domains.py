@@ -419,7 +419,7 @@ def test_compare(settings, capsys, tmp_path):
         compare(["Hydra"], ["office"], config_dict={"domains": ["office"]})
 
 
-def test_tune(settings):
+def test_tune(settings, local_ray):
     from recbole_hydra.tune import tune
 
     given = settings(text=True, epochs=1)

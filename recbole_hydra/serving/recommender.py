@@ -42,14 +42,13 @@ class Recommender:
         checkpoint: path of a checkpoint, or a model from :func:`~recbole_hydra.load_model`.
         store: where the users are kept: None, in memory; a folder; redis://HOST:PORT/0; or a
             :class:`~recbole_hydra.serving.stores.Store`.
-        reading: "carry", the whole history, or "window", its last items; by default what the
-            model was validated with, ``carry_state``.
+        reading: "carry", all of a history, or "window", its last items; as validated by default.
         recompute: let a store of another model's states be taken over: states are computed anew
             from the histories, as users come.
         items: the ``.item`` file that filters read, of several domains a dict by domain; by
             default where the checkpoint's settings say that it is. Read with the first filter.
-        index: None, every item is looked at; "ivf", the nearest by an index of faiss, which is
-            kept beside the checkpoint; "auto", that from 100,000 items.
+        index: None, all items are looked at; "ivf", the nearest by an index of faiss, kept beside
+            the checkpoint; "auto", that from 100,000 items.
 
     Attributes:
         model, store: see above.
