@@ -52,9 +52,9 @@ PORT = 8765
 def request(users, items, rng) -> bytes:
     user = rng.choice(users)
     if rng.random() < 0.5:
-        return f"GET /recommendations/{user}?k=10 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        return f"GET /recommendations/{user}?k=10 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     body = json.dumps({"user": user, "item": rng.choice(items)})
-    head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
@@ -80,7 +80,8 @@ async def load(port, users, items, seconds, connections, rate) -> dict:
             start = await due.get() if rate else time.perf_counter()
             if start is None:
                 break
-            failed += not await answered(reader, writer, request(users, items, rng))
+            if not await answered(reader, writer, request(users, items, rng)):
+                failed += 1
             times.append(1e3 * (time.perf_counter() - start))
         writer.close()
 
