@@ -181,6 +181,8 @@ BAD = [
     ("POST", "/recommendations", {"history": ["nope"]}, "history: item_id 'nope'"),
     ("POST", "/recommendations", {"histories": [["i1"], []]}, "body.histories.1: .*at least 1"),
     ("POST", "/recommendations", {"history": ["i1"], "k": 5000}, "body.k: .*less than or equal"),
+    ("POST", "/recommendations", {"history": ["i1"], "k": True}, "body.k"),
+    ("POST", "/recommendations", {"history": ["i1"], "exclude_history": "yes"}, "exclude_history"),
     ("GET", "/items/i5/similar?k=-1", None, "query.k: "),
     ("POST", "/model", {"checkpoint": "bad.pth"}, "bad.pth"),
     ("POST", "/model", {"checkpoint": "nothing.pth"}, "nothing.pth'?: there is no such"),
@@ -374,7 +376,10 @@ def test_the_newest_checkpoint_of_a_folder_takes_over(models, tmp_path, caplog):
     os.utime(folder / "next.part")
     (folder / "next.part").rename(folder / "next.pth")
     wait(lambda: live.checkpoint.name == "next.pth")
+    (folder / "next.pth").unlink()  # an older one does not come back
+    time.sleep(0.2)
     watch.stop()
+    assert live.checkpoint.name == "next.pth"
     assert caplog.text.count("not taken over") == 1 and live.generation == 2
 
 
@@ -578,6 +583,7 @@ def test_what_cannot_be_started_is_one_line(models, tmp_path, capsys, monkeypatc
             ([checkpoint, f"--watch={tmp_path / 'none'}"], "watch: there is no folder"),
             ([checkpoint, "--store=mongo://x"], "mongo"),
             ([checkpoint, "--index=best"], "index"),
+            ([checkpoint, "--items=none.item", "--port=0"], "none.item"),
             ([f"--checkpoint={models / 'bad.pth'}", "--port=0"], "bad.pth"),
         ):
             assert main(["serve", *arguments]) == 2, arguments

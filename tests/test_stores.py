@@ -331,3 +331,8 @@ def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(StoreError, match="is not installed; pip install .*serve"):
         open_store(tmp_path / "s")
+
+
+def test_a_store_that_is_neither_folder_nor_address_is_named():
+    with pytest.raises(StoreError, match="store: must be a folder or an address, got 5"):
+        open_store(5)
