@@ -112,6 +112,24 @@ def run_small():
     return run
 
 
+@pytest.fixture(scope="module")
+def train_once(tmp_path_factory):
+    """Train a model on the tiny dataset with windows shorter than most histories, once per setting
+    and module; returns its checkpoint."""
+    made = {}
+
+    def train(model, **changes):
+        key = repr((model, changes))
+        if key not in made:
+            folder = str(tmp_path_factory.mktemp("saved"))
+            given = small(model, MAX_ITEM_LIST_LENGTH=6, checkpoint_dir=folder, **changes)
+            result = recbole_hydra.run_recbole_hydra(model, "tiny", config_dict=given)
+            made[key] = result["best_checkpoint"]
+        return made[key]
+
+    return train
+
+
 @pytest.fixture
 def make_dataset(tmp_path):
     """Write a dataset of ``(user, item, timestamp)`` rows and return its data_path."""

@@ -54,17 +54,12 @@ json.dump(lists, sys.stdout)
 
 
 @pytest.fixture(scope="module")
-def checkpoint_of(tmp_path_factory):
+def checkpoint_of(train_once):
     """Train a run of the list above, once; returns its checkpoint."""
-    made = {}
 
     def train(name):
-        if name not in made:
-            model, changes = RUNS[name]
-            folder = str(tmp_path_factory.mktemp("saved"))
-            given = small(model, MAX_ITEM_LIST_LENGTH=6, checkpoint_dir=folder, epochs=1, **changes)
-            made[name] = run_recbole_hydra(model, "tiny", config_dict=given)["best_checkpoint"]
-        return made[name]
+        model, changes = RUNS[name]
+        return train_once(model, **changes, epochs=1)
 
     return train
 
