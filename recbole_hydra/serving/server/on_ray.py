@@ -58,7 +58,7 @@ def _run(serve: Any, plan: Plan, token: str | None, replicas: int) -> str:
     own = replace(plan, checkpoint=path, workers=replicas, recompute=True)
 
     def build() -> Any:
-        return make_app(service_of(own), token, hosts_of(own))
+        return make_app(service_of(own), token, hosts_of(own, token))
 
     application = serve.deployment(serve.ingress(build)()).options(
         name="server", num_replicas=replicas, ray_actor_options={"num_cpus": 1},

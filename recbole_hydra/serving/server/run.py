@@ -83,7 +83,7 @@ def serve(plan: Plan) -> None:
         address = f"http://{plan.host}:{listener.getsockname()[1]}"
         _log()
         if plan.workers == 1:
-            app = make_app(service_of(plan), token, hosts_of(plan))
+            app = make_app(service_of(plan), token, hosts_of(plan, token))
             print(f"{address}: ready", flush=True)
             uvicorn.Server(uvicorn.Config(app, **how)).run(sockets=[listener])
             return
@@ -103,7 +103,8 @@ def app_of_process() -> Any:
     try:
         # Another model may have taken over since the first process looked at the store.
         service = service_of(replace(plan, recompute=True))
-        return make_app(service, token_of(plan), hosts_of(plan))
+        token = token_of(plan)
+        return make_app(service, token, hosts_of(plan, token))
     except RecBoleHydraError as error:
         print(f"recbole-hydra: error: {error}", file=sys.stderr, flush=True)
         sys.exit(STARTUP_FAILURE)  # the others end, too
@@ -115,10 +116,10 @@ def _log() -> None:
     logging.getLogger("recbole_hydra.serving").setLevel(logging.INFO)
 
 
-def hosts_of(plan: Plan) -> tuple[str, ...] | None:
+def hosts_of(plan: Plan, token: str | None) -> tuple[str, ...] | None:
     """What requests may call this server; anything where they bring a token. A page of another
     server, in a browser on this machine, could else have its name point here."""
-    return None if token_of(plan) is not None else (*LOCAL, plan.host)
+    return None if token is not None else (*LOCAL, plan.host)
 
 
 def needs_redis(plan: Plan, who: str) -> None:
