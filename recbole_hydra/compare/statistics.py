@@ -9,7 +9,9 @@ import pandas as pd
 
 from recbole_hydra.compare.ranks import RANKINGS, is_per_user, mean_metric, user_values
 from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, smaller_is_better
-from recbole_hydra.model import MODELS
+
+#: What is compared with the others: no baselines.
+OURS = ("Hydra", "Mamba4Rec")
 
 #: Corrected p-values below which a difference is marked, and the marks.
 LEVELS = ((0.01, "**"), (0.05, "*"))
@@ -78,7 +80,7 @@ def summary(
         baselines = {
             other: float(np.mean(numbers))
             for (other, r, m), numbers in by_run.items()
-            if (r, m) == (ranking, name) and other not in MODELS
+            if (r, m) == (ranking, name) and other not in OURS
         }
         better: Callable[..., Any] = min if smaller_is_better(name) else max
         baseline = better(baselines, key=baselines.get) if baselines else None

@@ -3,6 +3,7 @@
 from recbole_hydra.layers.dropout import Dropout, dropout_by_place
 from recbole_hydra.layers.feed_forward import FeedForward
 from recbole_hydra.layers.item_llm import ItemLLM, find_llm, frozen_states, hash_llm
+from recbole_hydra.layers.item_memory import ItemMemory
 from recbole_hydra.layers.mamba import Mamba, MultiHeadMamba, kept
 from recbole_hydra.layers.repeat_bias import RepeatBias
 from recbole_hydra.layers.rms_norm import RMSNorm
@@ -14,6 +15,7 @@ __all__ = [
     "Dropout",
     "FeedForward",
     "ItemLLM",
+    "ItemMemory",
     "Mamba",
     "MultiHeadMamba",
     "RMSNorm",

@@ -11,10 +11,10 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.compat.models import repair_model_module
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model.from_file import class_in_file, is_in_file
-from recbole_hydra.model.sequential_recommender import Hydra, Mamba4Rec
+from recbole_hydra.model.sequential_recommender import Hydra, LinearMap, Mamba4Rec
 
 #: The models of this package.
-MODELS = {"Hydra": Hydra, "Mamba4Rec": Mamba4Rec}
+MODELS = {"Hydra": Hydra, "LinearMap": LinearMap, "Mamba4Rec": Mamba4Rec}
 
 
 @lru_cache(maxsize=1)

@@ -289,7 +289,7 @@ def _check_scores(
 ) -> None:
     """Compare the model's own scores at the last positions with inner products."""
     rows, length = items.shape
-    if getattr(model, "repeat_bias", None) is not None:
+    if any(getattr(model, part, None) is not None for part in ("repeat_bias", "item_memory")):
         return  # ours, whose scores have it on top
     batch = {
         model.ITEM_SEQ: items,

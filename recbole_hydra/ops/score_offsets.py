@@ -21,6 +21,20 @@ class ScoreOffsets(NamedTuple):
     kinds: Tensor
     values: Tensor
 
+    def and_also(self, other: "ScoreOffsets", n_items: int) -> "ScoreOffsets":
+        """Both together: where they are of the same score, their sum.
+
+        Args:
+            other: of the same rows. n_items: above every item.
+        """
+        parts = (self, other)
+        keys = torch.cat([part.rows * n_items + part.items for part in parts])
+        added = torch.cat([part.values[part.kinds] for part in parts])
+        distinct, where = keys.unique(return_inverse=True)
+        values = added.new_zeros(len(distinct)).index_add(0, where, added)
+        kinds = torch.arange(len(distinct), device=keys.device)
+        return ScoreOffsets(distinct // n_items, distinct % n_items, kinds, values)
+
     def added_to(self, scores: Tensor) -> Tensor:
         """``scores``, (rows, n_items), with what is added; a new tensor."""
         added = self.values[self.kinds].to(scores.dtype)

@@ -244,15 +244,16 @@ class Ranking:
 
     def _offsets(self, histories: Sequence[np.ndarray], exclude_history: bool) -> list[Offsets]:
         """What is added to the scores after each history."""
-        bias = self._model.repeat_bias
-        if exclude_history:
-            each = [np.unique(history) for history in histories]
-            return [(items, np.full(len(items), -np.inf, np.float32)) for items in each]
-        if bias is None:
-            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(histories)
-        if self._window is not None:
-            histories = [history[-self._window :] for history in histories]
-        return bias.after_each(histories)
+        read = [h if self._window is None else h[-self._window :] for h in histories]
+        if not exclude_history:
+            nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+            return self._model.offsets_after_each(read) or [nothing] * len(histories)
+        each = [np.unique(history) for history in histories]
+        left_out = [(ids, np.full(len(ids), -np.inf, np.float32)) for ids in each]
+        if self._model.item_memory is None:
+            return left_out
+        remembered = self._model.item_memory.after_each(read)
+        return list(map(_with_left_out, remembered, left_out))
 
     def _popular_items(
         self, items: tuple[int, int], k: int, allowed: np.ndarray | None
@@ -293,6 +294,14 @@ def listed(what: str, values: Any, of: str) -> list[Any]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         raise DatasetError(f"{what}: must be a list of {of}, got {values!r}")
     return list(values)
+
+
+def _with_left_out(offsets: Offsets, left_out: Offsets) -> Offsets:
+    """``offsets``, with minus infinity for the items that are left out."""
+    others = ~np.isin(offsets[0], left_out[0])
+    items = np.concatenate([offsets[0][others], left_out[0]])
+    order = np.argsort(items)
+    return items[order], np.concatenate([offsets[1][others], left_out[1]])[order]
 
 
 def _check_k(k: Any, most: int) -> None:

@@ -22,6 +22,7 @@ from recbole_hydra.settings.config import Config
 from recbole_hydra.settings.known_keys import OPTIONS
 from recbole_hydra.settings.of_checkpoint import config_of
 from recbole_hydra.settings.options.item_initialization import initialize_items
+from recbole_hydra.settings.options.item_memory import fit_memory
 from recbole_hydra.settings.spelling import home
 from recbole_hydra.training.adapt import freeze_other_parts, load_parts
 from recbole_hydra.training.log import start_log
@@ -112,6 +113,9 @@ def train(
     elif state is None and config["item_initialization"] == "cooccurrence":
         train_split, std = loaders[0]._dataset, config["cooccurrence_std"]
         initialize_items(recommender.item_embedding, train_split, std, config["show_progress"])
+    memory = None
+    if state is None and getattr(recommender, "item_memory", None) is not None:
+        memory = fit_memory(recommender, loaders[0]._dataset, config)
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _has_llm(recommender):  # counting would send the whole catalogue through it
@@ -155,6 +159,8 @@ def train(
     }
     if zero_shot is not None:
         result["zero_shot"] = zero_shot
+    if memory is not None:
+        result["item_memory"] = memory
     return Run(config, data, loaders, trainer, result)
 
 

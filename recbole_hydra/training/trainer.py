@@ -22,6 +22,7 @@ from recbole_hydra.checks import one_of
 from recbole_hydra.data.evaluation import TargetCollector
 from recbole_hydra.data.windows import WindowLoader
 from recbole_hydra.errors import CheckpointError, ConfigError, TrainingError
+from recbole_hydra.settings.options.item_memory import choose_weight
 from recbole_hydra.training.evaluation import DomainEvaluation
 from recbole_hydra.training.optimizers import Optimizers
 from recbole_hydra.training.window_loss import WindowLoss
@@ -195,6 +196,8 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
 
     def _valid_epoch(self, *args: Any, **kwargs: Any) -> tuple[float, dict[str, float]]:
         start = time.perf_counter()
+        if getattr(self.model, "item_memory", None) is not None:
+            choose_weight(self.model, args[0], self.config)
         score, result = super()._valid_epoch(*args, **kwargs)
         self.history[-1].update(
             valid_seconds=time.perf_counter() - start,

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
 
 from recbole_hydra.errors import ConfigError, DatasetError
-from recbole_hydra.layers import kept
+from recbole_hydra.layers import ItemMemory, kept
 from recbole_hydra.model.target_losses import TargetLosses
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.prepare_losses(dataset, trained_only)
+        #: What the items so far say of the next beside the states, if it is asked for.
+        self.item_memory: ItemMemory | None = None
+        if config["item_memory"] not in (None, "none"):
+            self.item_memory = ItemMemory(self.n_items, config["item_memory_decay"])
 
     def setting(self, key: str) -> Any:
         """Return config[key]; a key that is missing is an error, never a silent default."""
@@ -92,6 +97,8 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         self.items.add(texts, place, config)
         if self.repeat_bias is not None:
             self.repeat_bias.add_rows(place, len(texts))
+        if self.item_memory is not None:
+            self.item_memory.add_rows(place, len(texts))
         self.target_groups = None  # it has no training targets any more
         self.n_items += len(texts)
         self.eval()
@@ -144,19 +151,21 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         """Score of each row's one candidate, (batch,)."""
         item = interaction[self.ITEM_ID]
         self._check_ids(self.ITEM_ID, item)
-        states, offsets = self._last_states(interaction)
+        states, *where = self.last_states(interaction)
+        offsets = self.score_offsets(*where)
         scores = (states * self.item_table[item]).sum(-1)
         return scores if offsets is None else scores + offsets.of(item[:, None]).squeeze(1)
 
     def full_sort_predict(self, interaction: Interaction) -> Tensor:
         """Scores of all items for each row, (batch, n_items)."""
-        states, offsets = self._last_states(interaction)
+        states, *where = self.last_states(interaction)
+        offsets = self.score_offsets(*where)
         scores = states @ self.item_table.T
         return scores if offsets is None else offsets.added_to(scores)
 
-    def _last_states(self, interaction: Interaction) -> tuple[Tensor, ScoreOffsets | None]:
-        """The state at the last item of each row, (batch, width), and what is added to the scores
-        there, or None."""
+    def last_states(self, interaction: Interaction) -> tuple[Tensor, Tensor, Tensor]:
+        """The state at the last item of each row, (batch, width), the histories, (batch, length),
+        and b * length + t of those items, (batch,)."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         self._check_ids(self.ITEM_SEQ, item_seq)
         if int(length.min()) < 1 or int(length.max()) > item_seq.shape[1]:
@@ -165,8 +174,41 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
                 f"lengths from {int(length.min())} to {int(length.max())}"
             )
         last = last_positions(length, item_seq.shape[1])
-        offsets = None if self.repeat_bias is None else self.repeat_bias(item_seq, last)
-        return self.encode(item_seq, keep=last), offsets
+        return self.encode(item_seq, keep=last), item_seq, last
+
+    def score_offsets(self, item_seq: Tensor, last: Tensor) -> ScoreOffsets | None:
+        """What is added to the scores after some positions, one row each; None for nothing.
+
+        Args:
+            item_seq: item ids, 0 is padding, (batch, length).
+            last: b * length + t of the last item before each target, (rows,).
+        """
+        parts = [part for part in (self.repeat_bias, self.item_memory) if part is not None]
+        if not parts:
+            return None
+        offsets = parts[0](item_seq, last)
+        for part in parts[1:]:
+            offsets = offsets.and_also(part(item_seq, last), self.n_items)
+        return offsets
+
+    def offsets_after_each(
+        self, histories: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """:meth:`score_offsets` after histories, without torch; None for nothing.
+
+        Args:
+            histories: item ids, oldest first, (n,) int64 each, without padding, none empty.
+
+        Returns:
+            ``(items, amounts)`` of each: distinct items, int64, ascending, and what is added to
+            their scores, float32.
+        """
+        parts = [part for part in (self.repeat_bias, self.item_memory) if part is not None]
+        if not parts:
+            return None
+        if len(parts) == 1:
+            return parts[0].after_each(histories)
+        return list(map(_summed, *(part.after_each(histories) for part in parts)))
 
     def _check_ids(self, field: str, ids: Tensor) -> None:
         """Refuse ids outside the item table: on a GPU they would end the process."""
@@ -215,6 +257,15 @@ def similar_lengths(length: Tensor) -> list[Tensor]:
     if length.is_cuda:
         exponent = exponent.clamp_min(6).add(1).div(2, rounding_mode="floor")
     return [(exponent == value).nonzero().squeeze(1) for value in exponent.unique()]
+
+
+def _summed(
+    a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both together: of an item that both have, the sum."""
+    items, where = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
+    amounts = np.bincount(where, np.concatenate([a[1], b[1]]), minlength=len(items))
+    return items, amounts.astype(np.float32)
 
 
 def last_positions(length: Tensor, width: int) -> Tensor:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from recbole_hydra.settings.options import (
     item_initialization,
+    item_memory,
     later_targets,
     learner,
     learning_rate_decay,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     training_mode,
     item_initialization,
+    item_memory,
     text_loss,
     negative_sampling,
     later_targets,

@@ -1,0 +1,175 @@
+"""``item_memory``: a linear map from the items of a history to the next, beside any causal model;
+``item_memory_*``, how it is fitted and how much it counts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recbole_hydra.data.item_map import SOLVERS, fit_item_map, training_histories
+from recbole_hydra.errors import ConfigError
+from recbole_hydra.layers.repeat_bias import SCALE
+from recbole_hydra.model.causal import KNOWN
+from recbole_hydra.model.sequential_recommender import LinearMap
+from recbole_hydra.model.sequential_recommender.base import CausalRecommender
+from recbole_hydra.settings.options.training_mode import is_known_as_causal
+from recbole_hydra.settings.rules import choice, integer, number, optional
+
+if TYPE_CHECKING:
+    from recbole.data.dataset import SequentialDataset
+
+    from recbole_hydra.data.targets import TargetDataset
+    from recbole_hydra.settings.config import Config
+
+logger = logging.getLogger(__name__)
+
+RULES = {
+    "item_memory": choice(("none", "linear")),
+    "item_memory_decay": number(above=0, below=1),
+    "item_memory_ridge": number(above=0),
+    "item_memory_entries": integer(least=1),
+    "item_memory_solver": choice(SOLVERS),
+    "item_memory_weight": optional(number(least=0)),
+    "item_memory_scale": optional(number(above=0)),
+}
+
+#: What weight and scale are chosen from on validation, by NDCG at PLACES of this many targets.
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+SCALES = (0.01, 0.03, 0.1)
+PLACES, MOST_TARGETS = 10, 5_000
+
+#: And what LinearMap, which learns nothing, adds to the scores of items in the history.
+BIASES = (0.0, -0.5, -1.0, -2.0, -4.0, -8.0, 0.5, 1.0, 2.0, 4.0)
+
+
+def fit(config: Config) -> None:
+    """Refuse a memory where the model cannot have one; as a default it is dropped."""
+    final = config.final_config_dict
+    if issubclass(config.model_class, LinearMap) and final["item_memory"] == "none":
+        raise ConfigError("item_memory: none leaves nothing of LinearMap; use linear")
+    can = issubclass(config.model_class, CausalRecommender) or is_known_as_causal(config)
+    if final["item_memory"] == "none" or can:
+        return
+    why = f"linear is for {KNOWN}, whose scores it can be added to, not for {config.model}"
+    if config.external_config_dict.get("item_memory") is not None:
+        raise ConfigError(f"item_memory: {why}; use none")
+    config.notes.append(f"item_memory: none; {why}")
+    final["item_memory"] = "none"
+
+
+def fit_memory(
+    model: CausalRecommender, dataset: SequentialDataset | TargetDataset, config: Config
+) -> dict[str, Any]:
+    """Fit the memory of a model to the train split, in place.
+
+    Args:
+        model: with an ``item_memory``. dataset: the train split.
+
+    Returns:
+        ``{"seconds": float, "entries": int}``: what it took, and how many numbers there are.
+    """
+    begin = time.perf_counter()
+    items, begins = training_histories(dataset)
+    found = fit_item_map(
+        items, begins, model.n_items, config["item_memory_decay"], config["item_memory_ridge"],
+        config["item_memory_entries"], config["item_memory_solver"], config["show_progress"],
+    )  # fmt: skip
+    model.item_memory.set_map(found)
+    seconds = time.perf_counter() - begin
+    logger.info(
+        "item_memory: %s numbers of %s items; %.1f s", f"{found.nnz:,}", f"{model.n_items - 1:,}",
+        seconds,
+    )  # fmt: skip
+    return {"seconds": seconds, "entries": int(found.nnz)}
+
+
+@torch.no_grad()
+def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -> None:
+    """Choose how much the memory of a model counts, in place: by NDCG@10 on the first MOST_TARGETS
+    targets of the validation data, all items ranked, or as the settings say.
+
+    Args:
+        model: with an ``item_memory``. batches: RecBole's, of a full ranking.
+    """
+    memory, asked = model.item_memory, (config["item_memory_weight"], config["item_memory_scale"])
+    weights = WEIGHTS if asked[0] is None else (asked[0],)
+    scales = SCALES if asked[1] is None else (asked[1],)
+    # The first of the best is chosen: a smaller weight where it makes no difference.
+    pairs = [(weight, scale) for scale in scales for weight in weights]
+    biases: Sequence[float | None] = (None,)
+    if isinstance(model, LinearMap) and model.repeat_bias is not None:
+        biases = BIASES
+    quality = torch.zeros(len(biases), len(pairs), dtype=torch.float64)
+    mode, read = model.training, 0
+    model.eval()
+    for interaction, _, row, target in batches if quality.numel() > 1 else ():
+        interaction = interaction.to(memory.values.device)
+        for i, bias in enumerate(biases):
+            _set_bias(model, bias)
+            quality[i] += _gains(model, interaction, row, target, pairs).cpu()
+        read += len(target)
+        if read >= MOST_TARGETS:
+            break
+    model.train(mode)
+    best = int(quality.argmax())
+    weight, scale = pairs[best % len(pairs)]
+    _set_bias(model, biases[best // len(pairs)])
+    memory.weight.fill_(weight)
+    memory.scale.fill_(scale)
+
+
+def _set_bias(model: CausalRecommender, bias: float | None) -> None:
+    """Let a bias be what is added to the items of the history; None leaves what is learned."""
+    if bias is not None:
+        model.repeat_bias.weight.fill_(bias / SCALE)
+
+
+def _gains(
+    model: CausalRecommender,
+    interaction: Any,
+    row: Tensor,
+    target: Tensor,
+    pairs: list[tuple[float, float]],
+) -> Tensor:
+    """The sum of 1 / log2(1 + rank) of targets among the first PLACES, (pairs,), for each weight
+    and scale.
+
+    Whoever is among the first is among the first of those that the memory does not know, or is
+    known to it: so all scores are looked at once, and then those few for each pair.
+    """
+    states, item_seq, last = model.last_states(interaction)
+    row, target = row.to(states.device), target.to(states.device)
+    scores = states @ model.item_table.T
+    if model.repeat_bias is not None:
+        scores = model.repeat_bias(item_seq, last).added_to(scores)
+    scores[:, 0] = -torch.inf
+    user, items, amounts = model.item_memory.recall(item_seq, last)
+    known = amounts > 0
+    user, items, amounts = user[known], items[known], amounts[known]
+    own = scores[user, items]
+    of_target = scores[row, target]
+    m_of_target = torch.zeros_like(scores).index_put((user, items), amounts)[row, target]
+    scores[user, items] = -torch.inf
+    others = scores.topk(min(PLACES, scores.shape[1])).values[row]  # (targets, PLACES)
+    # The memory's items of each target's row, as (target, entry) pairs.
+    begin = torch.searchsorted(user, row)
+    count = torch.searchsorted(user, row, right=True) - begin
+    which = torch.repeat_interleave(count)
+    entry = begin[which] + torch.arange(len(which), device=row.device)
+    entry = entry - (count.cumsum(0) - count)[which]
+    is_other = items[entry] != target[which]
+    which, entry = which[is_other], entry[is_other]
+    found = []
+    for weight, scale in pairs:
+        mine = of_target + weight * torch.log1p(m_of_target / scale)
+        theirs = own + weight * torch.log1p(amounts / scale)
+        above = (others > mine[:, None]).sum(1)
+        above = above.index_add(0, which, (theirs[entry] > mine[which]).long())
+        gain = 1 / torch.log2(above.double() + 2)
+        found.append((gain * (above < PLACES)).sum())
+    return torch.stack(found)
