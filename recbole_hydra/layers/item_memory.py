@@ -25,7 +25,7 @@ class ItemMemory(nn.Module):
 
     ::
 
-        m_n = sum_k g^(n-k) B[i_k] = g m_(n-1) + B[i_n]         a state space with the items as states
+        m_n = sum_k g^(n-k) B[i_k] = g m_(n-1) + B[i_n]     a state space, its states items
         score of item j  <-  score + weight log(1 + max(m_nj, 0) / scale)
 
     A neural model of a few dimensions cannot hold that one particular item comes after another, as

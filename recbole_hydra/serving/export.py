@@ -15,6 +15,7 @@ import torch
 
 from recbole_hydra import __version__
 from recbole_hydra.errors import CheckpointError, ExportError
+from recbole_hydra.layers import ItemMemory
 from recbole_hydra.layers.repeat_bias import SCALE, RepeatBias
 from recbole_hydra.model import Hydra, Mamba4Rec
 from recbole_hydra.output_folder import write_json
@@ -57,7 +58,7 @@ def export_model(
         import onnx
 
         from recbole_hydra.serving.onnx_graph import Encoder, Table, history_model, step_model
-        from recbole_hydra.serving.reader import FORMAT, MANIFEST, Reader, hash_of
+        from recbole_hydra.serving.reader import BEFORE_MEMORY, FORMAT, MANIFEST, Reader, hash_of
     except ImportError as error:
         raise ExportError(
             f"export: {error.name} is not installed; pip install 'recbole-hydra[export]'"
@@ -90,7 +91,7 @@ def export_model(
             graphs.append({"first_item": start, **graph})
         shutil.copyfile(Path(__file__).with_name("reader.py"), room / "reader.py")
         manifest: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMAT if files["item_memory"] else BEFORE_MEMORY,
             "model": type(model).__name__,
             **about,
             "n_items": int(table.shape[0]),
@@ -100,6 +101,7 @@ def export_model(
             "item_vectors": files["items"],
             "vocabulary": files["vocabulary"],
             "repeat_bias": files["repeat_bias"],
+            "item_memory": files["item_memory"],
             "sha256": {file.name: _sha256(file) for file in sorted(room.iterdir())},
         }
         write_json(room / MANIFEST, {**manifest, "own_sha256": hash_of(manifest)})
@@ -157,6 +159,7 @@ def _write_items(room: Path, model: Any) -> dict[str, Any]:
         table = np.ascontiguousarray(model.item_table.detach().float().cpu().numpy())
     read = read_vectors(model)
     files: dict[str, Any] = {"items": "items.npy", "read": "items.npy", "repeat_bias": None}
+    files["item_memory"] = None
     np.save(room / "items.npy", table)
     if not np.array_equal(table, read):  # tie_embeddings: False
         files["read"] = "read.npy"
@@ -169,6 +172,14 @@ def _write_items(room: Path, model: Any) -> dict[str, Any]:
             form, weight = "item", weight + bias.item_weight.detach().cpu()
         np.save(room / "repeat_bias.npy", np.float32(SCALE) * weight.float().numpy())
         files["repeat_bias"] = {"form": form, "file": "repeat_bias.npy"}
+    memory: ItemMemory | None = model.item_memory
+    if memory is not None:
+        own: dict[str, Any] = {"horizon": memory.horizon}
+        own |= {name: float(getattr(memory, name)) for name in ("decay", "weight", "scale")}
+        for name in ("starts", "items", "values"):
+            own[name] = f"memory_{name}.npy"
+            np.save(room / own[name], getattr(memory, name).cpu().numpy())
+        files["item_memory"] = own
     vocabulary = model.checkpoint["vocabulary"]
     files["vocabulary"] = "vocabulary.json"
     tokens = [str(token) for token in vocabulary.field2id_token[vocabulary.iid_field]]

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 
-#: Of the folder; a reader takes those up to its own.
-FORMAT = 1
+#: Of the folder; a reader takes those up to its own. The first knows no item memory.
+FORMAT, BEFORE_MEMORY = 2, 1
 
 #: What says what the folder holds, and the hash of every other file.
 MANIFEST = "manifest.json"
@@ -82,6 +82,10 @@ class Reader:
         self.window: int | None = about["window"]
         bias = about["repeat_bias"]
         self._bias = None if bias is None else np.load(self._folder / bias["file"])
+        self._memory = about.get("item_memory")
+        if self._memory is not None:
+            names = ("starts", "items", "values")
+            self._map = [np.load(self._folder / self._memory[name]) for name in names]
         self._first_items = np.array([graph["first_item"] for graph in about["graphs"]])
 
     # -- recommendations -----------------------------------------------------------------------
@@ -193,10 +197,11 @@ class Reader:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= end - begin:
             raise ReaderError(f"k must be in 1 .. {end - begin}, got {k!r}")
         scores = self.items[begin:end] @ vector
-        items, amounts = (np.unique(ids), -np.inf) if exclude else self._repeat_bias(ids)
-        inside = (items >= begin) & (items < end)
-        amounts = np.broadcast_to(np.float32(amounts), items.shape)
-        scores[items[inside] - begin] += amounts[inside]
+        bias = (np.unique(ids), -np.inf) if exclude else self._repeat_bias(ids)
+        for items, amounts in (self._remembered(ids), bias):
+            inside = (items >= begin) & (items < end)
+            amounts = np.broadcast_to(np.float32(amounts), items.shape)
+            scores[items[inside] - begin] += amounts[inside]
         best = np.argpartition(-scores, k - 1)[:k]
         best = best[np.argsort(-scores[best], kind="stable")]
         found = zip(best.tolist(), scores[best].tolist(), strict=True)
@@ -229,6 +234,22 @@ class Reader:
         # By distance: 1, 2 to 3, 4 to 7 and so on steps back; frexp's exponents are exact.
         kinds = np.frexp((back + 1).astype(np.float32))[1] - 1
         return items, self._bias[np.minimum(kinds, len(self._bias) - 1)]
+
+    def _remembered(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct items that the memory of a history has, and what is added to their scores:
+        weight log(1 + m / scale), m the sum of decay^k B[i] over its items i, k steps back."""
+        memory = self._memory
+        if memory is None:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        starts, items, values = self._map
+        read = self._read(ids)[-memory["horizon"] :]
+        forgotten = memory["decay"] ** np.arange(len(read))[::-1]
+        own = [slice(starts[item], starts[item + 1]) for item in read]
+        said = [values[part] * g for part, g in zip(own, forgotten.astype(np.float32), strict=True)]
+        found, where = np.unique(np.concatenate([items[part] for part in own]), return_inverse=True)
+        m = np.bincount(where, np.concatenate(said), minlength=len(found))
+        known = m > 0
+        return found[known], memory["weight"] * np.log1p(m[known] / memory["scale"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from recbole_hydra.data.item_map import SOLVERS, fit_item_map, training_histories
 from recbole_hydra.errors import ConfigError
+from recbole_hydra.layers import ItemMemory
 from recbole_hydra.layers.repeat_bias import SCALE
 from recbole_hydra.model.causal import KNOWN
 from recbole_hydra.model.sequential_recommender import LinearMap
@@ -62,6 +63,12 @@ def fit(config: Config) -> None:
     final["item_memory"] = "none"
 
 
+def memory_of(model: CausalRecommender) -> ItemMemory:
+    """The memory of a model that has one."""
+    assert model.item_memory is not None
+    return model.item_memory
+
+
 def fit_memory(
     model: CausalRecommender, dataset: SequentialDataset | TargetDataset, config: Config
 ) -> dict[str, Any]:
@@ -79,7 +86,7 @@ def fit_memory(
         items, begins, model.n_items, config["item_memory_decay"], config["item_memory_ridge"],
         config["item_memory_entries"], config["item_memory_solver"], config["show_progress"],
     )  # fmt: skip
-    model.item_memory.set_map(found)
+    memory_of(model).set_map(found)
     seconds = time.perf_counter() - begin
     logger.info(
         "item_memory: %s numbers of %s items; %.1f s", f"{found.nnz:,}", f"{model.n_items - 1:,}",
@@ -91,12 +98,14 @@ def fit_memory(
 @torch.no_grad()
 def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -> None:
     """Choose how much the memory of a model counts, in place: by NDCG@10 on the first MOST_TARGETS
-    targets of the validation data, all items ranked, or as the settings say.
+    targets of the validation data, the sum of that among all items and that with the history left
+    out; or as the settings say.
 
     Args:
         model: with an ``item_memory``. batches: RecBole's, of a full ranking.
     """
-    memory, asked = model.item_memory, (config["item_memory_weight"], config["item_memory_scale"])
+    memory = memory_of(model)
+    asked = config["item_memory_weight"], config["item_memory_scale"]
     weights = WEIGHTS if asked[0] is None else (asked[0],)
     scales = SCALES if asked[1] is None else (asked[1],)
     # The first of the best is chosen: a smaller weight where it makes no difference.
@@ -125,7 +134,7 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
 
 def _set_bias(model: CausalRecommender, bias: float | None) -> None:
     """Let a bias be what is added to the items of the history; None leaves what is learned."""
-    if bias is not None:
+    if bias is not None and model.repeat_bias is not None:
         model.repeat_bias.weight.fill_(bias / SCALE)
 
 
@@ -134,42 +143,44 @@ def _gains(
     interaction: Any,
     row: Tensor,
     target: Tensor,
-    pairs: list[tuple[float, float]],
+    pairs: Sequence[tuple[float, float]],
 ) -> Tensor:
     """The sum of 1 / log2(1 + rank) of targets among the first PLACES, (pairs,), for each weight
-    and scale.
+    and scale, in both rankings: of all items, and with the history left out.
 
-    Whoever is among the first is among the first of those that the memory does not know, or is
-    known to it: so all scores are looked at once, and then those few for each pair.
+    Who is among the first is known to the memory, or among the first of those that are not: so the
+    scores of all items are looked at once, and for each pair those few.
     """
     states, item_seq, last = model.last_states(interaction)
     row, target = row.to(states.device), target.to(states.device)
     scores = states @ model.item_table.T
     if model.repeat_bias is not None:
         scores = model.repeat_bias(item_seq, last).added_to(scores)
-    scores[:, 0] = -torch.inf
-    user, items, amounts = model.item_memory.recall(item_seq, last)
+    left_out = torch.zeros_like(scores, dtype=torch.bool)
+    left_out[:, 0] = True
+    user, items, amounts = memory_of(model).recall(item_seq, last)
     known = amounts > 0
     user, items, amounts = user[known], items[known], amounts[known]
-    own = scores[user, items]
-    of_target = scores[row, target]
+    theirs, of_target = scores[user, items], scores[row, target]
     m_of_target = torch.zeros_like(scores).index_put((user, items), amounts)[row, target]
     scores[user, items] = -torch.inf
-    others = scores.topk(min(PLACES, scores.shape[1])).values[row]  # (targets, PLACES)
-    # The memory's items of each target's row, as (target, entry) pairs.
+    # What the memory knows for each target: (target, entry) pairs.
     begin = torch.searchsorted(user, row)
     count = torch.searchsorted(user, row, right=True) - begin
     which = torch.repeat_interleave(count)
-    entry = begin[which] + torch.arange(len(which), device=row.device)
-    entry = entry - (count.cumsum(0) - count)[which]
-    is_other = items[entry] != target[which]
-    which, entry = which[is_other], entry[is_other]
-    found = []
-    for weight, scale in pairs:
-        mine = of_target + weight * torch.log1p(m_of_target / scale)
-        theirs = own + weight * torch.log1p(amounts / scale)
-        above = (others > mine[:, None]).sum(1)
-        above = above.index_add(0, which, (theirs[entry] > mine[which]).long())
-        gain = 1 / torch.log2(above.double() + 2)
-        found.append((gain * (above < PLACES)).sum())
-    return torch.stack(found)
+    entry = torch.arange(len(which), device=row.device)
+    entry = entry + (begin - (count.cumsum(0) - count))[which]
+    total = torch.zeros(len(pairs), dtype=torch.float64, device=row.device)
+    for _ in range(2):
+        scores = scores.masked_fill(left_out, -torch.inf)
+        others = scores.topk(min(PLACES, scores.shape[1])).values[row]  # (targets, PLACES)
+        seen = ~left_out[user, items][entry] & (items[entry] != target[which])
+        rival, e = which[seen], entry[seen]
+        for i, (weight, scale) in enumerate(pairs):
+            mine = of_target + weight * torch.log1p(m_of_target / scale)
+            best = theirs + weight * torch.log1p(amounts / scale)
+            above = (others > mine[:, None]).sum(1)
+            above = above.index_add(0, rival, (best[e] > mine[rival]).long())
+            total[i] += ((above < PLACES) / torch.log2(above.double() + 2)).sum()
+        left_out = left_out.scatter(1, item_seq, True)
+    return total
