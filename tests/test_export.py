@@ -28,6 +28,7 @@ RUNS = {
         "Hydra", {"carry_state": True, "num_layers": 2, "repeat_bias": "distance"}
     ),
     "Hydra shared": ("Hydra", {"repeat_bias": "shared", "tie_embeddings": False}),
+    "Hydra with a memory": ("Hydra", {"item_memory": "linear"}),
     "Mamba4Rec": ("Mamba4Rec", {}),
     "Mamba4Rec carried": ("Mamba4Rec", {"carry_state": True, "num_layers": 2}),
 }  # fmt: skip

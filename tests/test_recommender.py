@@ -17,6 +17,8 @@ RUNS = {
     "Hydra carried": ("Hydra", {"carry_state": True}),
     "Hydra by distance": ("Hydra", {"carry_state": True, "repeat_bias": "distance"}),
     "Hydra without bias": ("Hydra", {"repeat_bias": "none", "num_layers": 2}),
+    "Hydra with a memory": ("Hydra", {"item_memory": "linear"}),
+    "LinearMap": ("LinearMap", {}),
     "Mamba4Rec": ("Mamba4Rec", {}),
     "Mamba4Rec carried": ("Mamba4Rec", {"carry_state": True}),
     "SASRec": ("SASRec", {}),
