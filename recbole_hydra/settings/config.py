@@ -15,11 +15,12 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.from_file import is_in_file
+from recbole_hydra.model.gathered import without_our_losses
 from recbole_hydra.settings import columns, domains, evaluation, ready_made_rows
 from recbole_hydra.settings.adapt_from import settings_of_origin
 from recbole_hydra.settings.known_keys import PROPERTIES, RECBOLE, ReadKeys
-from recbole_hydra.settings.options import OPTIONS, fit
-from recbole_hydra.settings.rules import dataset_name
+from recbole_hydra.settings.options import OPTIONS, fit, repeat_bias
+from recbole_hydra.settings.rules import anything, dataset_name
 from recbole_hydra.settings.spelling import home, parse_arguments, parse_value
 from recbole_hydra.settings.table import check, common_rules, is_path, rules_of
 from recbole_hydra.sources import source_of
@@ -177,6 +178,7 @@ class Config(RecBoleConfig):
             model_class = get_model(model)
             name = model_class.__name__ if is_in_file(model) else model
             return name, model_class, dataset_name(dataset)
+        model = without_our_losses(model)  # they join it where the settings say so
         return model.__name__, model, dataset_name(dataset)
 
     def _configs_of_domains(
@@ -215,6 +217,9 @@ class Config(RecBoleConfig):
         for file in (*recboles, *ours, dataset_file):
             if file.is_file():
                 self._update_internal_config_dict(file)
+        self.internal_config_dict = {
+            **repeat_bias.defaults(self), **self.internal_config_dict
+        }  # fmt: skip
         origin = self.external_config_dict.get("adapt_from")
         if origin is not None and "adapt_from" in self.internal_config_dict:
             origin = self.check_value("adapt_from", origin)
@@ -247,12 +252,14 @@ class Config(RecBoleConfig):
     def check_value(self, key: str, value: Any) -> Any:
         """Read a value that the setting ``key`` could have instead; raises ConfigError for one that
         it cannot."""
-        return check(key, value, rules_of(self.model_class))
+        rules = rules_of(self.model_class)
+        if key == "loss_type":
+            rules = {key: repeat_bias.loss_rule(self, rules.get(key, anything()))}
+        return check(key, value, rules)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        rules = rules_of(self.model_class)
         for key, value in self.external_config_dict.items():
-            value = check(key, value, rules)
+            value = self.check_value(key, value)
             if key == "eval_args":
                 value = {**self.internal_config_dict[key], **value}
             self.external_config_dict[key] = value
@@ -277,6 +284,10 @@ class Config(RecBoleConfig):
     def chose(self, key: str) -> bool:
         """Whether the user wrote a setting, or the checkpoint that the run is of has it."""
         return key in self.external_config_dict or key in self._settings
+
+    def chosen(self, key: str) -> Any:
+        """The value that :meth:`chose` is of, as it was written; None where there is none."""
+        return self.external_config_dict.get(key, self._settings.get(key))
 
     @staticmethod
     def folder_of(dataset: str, data_path: str) -> str:

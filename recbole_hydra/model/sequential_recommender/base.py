@@ -43,6 +43,11 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.prepare_losses(dataset, trained_only)
+        if not self.OWN_REPEAT_BIAS:
+            self.prepare_repeat_bias(self.setting("repeat_bias") or "none")
+
+    #: Whether a subclass makes its repeat bias itself, as where it comes after other parameters.
+    OWN_REPEAT_BIAS = False
 
     def setting(self, key: str) -> Any:
         """Return config[key]; a key that is missing is an error, never a silent default."""

@@ -26,6 +26,7 @@ from recbole_hydra.settings.options import (
     learner,
     learning_rate_decay,
     negative_sampling,
+    repeat_bias,
     text_loss,
     training_mode,
 )
@@ -38,6 +39,7 @@ OPTIONS = (
     training_mode,
     item_initialization,
     text_loss,
+    repeat_bias,
     negative_sampling,
     later_targets,
     learning_rate_decay,
