@@ -238,7 +238,8 @@ def with_our_losses(model_class: type) -> type:
             "so repeat_bias, history_as_one, SampledCE and gBCE cannot join it; leave them out, "
             "register it without an adapter, or make it a subclass of CausalRecommender"
         )
-    return recommender_of(model_class)
+    plain: Any = model_class
+    return recommender_of(plain)
 
 
 # -- whether it is true --------------------------------------------------------------------------
@@ -286,8 +287,7 @@ def check_causal(model: SequentialRecommender, length: int, seed: int = 0) -> No
                     if float(change.max()) > _ROUNDING * float(states.abs().max()):
                         raise ConfigError(
                             f"training_mode: {name} is registered as causal, but its state at "
-                            f"position {int(change.argmax())} depends on {what}; train it with "
-                            "training_mode: augmentation"
+                            f"position {int(change.argmax())} depends on {what}; {_remedy(model)}"
                         )
             _check_scores(model, offered, items.to(device), states)
     finally:
@@ -327,9 +327,16 @@ def _check_scores(
     ):
         raise ConfigError(
             f"training_mode: {type(model).__name__} is registered as causal, but its scores are "
-            "not the inner products of its states with its item table; train it with "
-            "training_mode: augmentation, or register it with an adapter of its own"
+            f"not the inner products of its states with its item table; {_remedy(model)}, or "
+            "register it with an adapter of its own"
         )
+
+
+def _remedy(model: SequentialRecommender) -> str:
+    """How a model that is not causal is trained."""
+    alone = isinstance(model, GatheredRecommender)
+    without = ", without repeat_bias, SampledCE and gBCE" if alone else ""
+    return f"train it with training_mode: augmentation{without}"
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import copyreg
 from abc import ABCMeta
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor
@@ -62,7 +62,7 @@ class GatheredRecommender(CausalRecommender):
 
     def __init__(self, config: Config, dataset: Dataset) -> None:
         # What is learned on top comes last: the parameters below start as they do without it.
-        self.plain.__init__(self, _config_of_recboles(config), dataset)  # type: ignore[misc]
+        self.plain.__init__(self, _config_of_recboles(config), dataset)
         if getattr(self, "item_embedding", None) is None:
             raise ConfigError(
                 f"repeat_bias, loss_type: {self.plain.__name__} has no item_embedding to compare "
@@ -102,10 +102,15 @@ def recommender_of(model_class: type[SequentialRecommender]) -> type[GatheredRec
         "__module__": __name__,
         "__qualname__": model_class.__qualname__,
     }
-    return _Made(model_class.__name__, (GatheredRecommender, model_class), attributes)
+    bases = (GatheredRecommender, model_class)
+    return cast(type[GatheredRecommender], _Made(model_class.__name__, bases, attributes))
 
 
-copyreg.pickle(_Made, lambda made: (recommender_of, (made.plain,)))  # type: ignore[attr-defined]
+def _as_pickled(made: Any) -> tuple[Any, ...]:
+    return recommender_of, (made.plain,)
+
+
+copyreg.pickle(_Made, _as_pickled)
 
 
 def without_our_losses(model_class: type) -> type:

@@ -217,14 +217,12 @@ class Config(RecBoleConfig):
         for file in (*recboles, *ours, dataset_file):
             if file.is_file():
                 self._update_internal_config_dict(file)
-        self.internal_config_dict = {
-            **repeat_bias.defaults(self), **self.internal_config_dict
-        }  # fmt: skip
         origin = self.external_config_dict.get("adapt_from")
         if origin is not None and "adapt_from" in self.internal_config_dict:
             origin = self.check_value("adapt_from", origin)
             self._settings = {**settings_of_origin(origin), **self._settings}
         self.internal_config_dict.update(self._settings)
+        repeat_bias.add_defaults(self)
         self._known_columns = (
             recbole_dataset.is_file()
             or dataset_file.is_file()
@@ -284,10 +282,6 @@ class Config(RecBoleConfig):
     def chose(self, key: str) -> bool:
         """Whether the user wrote a setting, or the checkpoint that the run is of has it."""
         return key in self.external_config_dict or key in self._settings
-
-    def chosen(self, key: str) -> Any:
-        """The value that :meth:`chose` is of, as it was written; None where there is none."""
-        return self.external_config_dict.get(key, self._settings.get(key))
 
     @staticmethod
     def folder_of(dataset: str, data_path: str) -> str:

@@ -46,19 +46,17 @@ _OF_LOSSES = {
 def _is_causal(config: Config) -> bool:
     """Whether a model is registered as causal, or the user says that it is; for a Config that is
     still being made."""
-    named = config.chosen("causal_models")
-    return is_causal(config.model_class) or config.model in (
-        [] if named is None else config.check_value("causal_models", named) or []
-    )
+    layers = {**config.internal_config_dict, **config.external_config_dict}
+    named = config.check_value("causal_models", layers["causal_models"])
+    return is_causal(config.model_class) or config.model in (named or ())
 
 
-def defaults(config: Config) -> dict[str, Any]:
-    """The defaults of these settings for a model that has none of its own; none where it cannot
-    have them."""
-    if not _is_causal(config):
-        return {}
-    found = read_yaml(PROPERTIES / "model" / "CausalRecommender.yaml")
-    return {key: found[key] for key in OF_CAUSAL_MODELS}
+def add_defaults(config: Config) -> None:
+    """Put the defaults of these settings below those that a causal model has of its own."""
+    if _is_causal(config):
+        defaults = read_yaml(PROPERTIES / "model" / "CausalRecommender.yaml")
+        for key in OF_CAUSAL_MODELS:
+            config.internal_config_dict.setdefault(key, defaults[key])
 
 
 def loss_rule(config: Config, plain: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
