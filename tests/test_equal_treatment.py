@@ -19,6 +19,7 @@ from recbole_hydra.errors import CheckpointError, ConfigError
 from recbole_hydra.layers import RepeatBias
 from recbole_hydra.model.causal import GatheredStates, check_causal
 from recbole_hydra.quick_start import load_data_and_model
+from recbole_hydra.serving.bulk import recommend_all
 from recbole_hydra.settings.known_keys import CAUSAL_MODELS, OF_CAUSAL_MODELS
 from recbole_hydra.training.run import train
 from recbole_hydra.training.window_loss import WindowLoss
@@ -258,7 +259,6 @@ def test_saved_made_again_and_continued(name, loss_type):
     # recommend, and the service, rank by these scores.
     model = load_model(path)
     vocabulary = model.checkpoint["vocabulary"]
-    user = vocabulary.field2id_token["user_id"][int(rows["user_id"][0])]
     history = rows["item_id_list"][0, : int(rows["item_length"][0])]
     tokens = [str(vocabulary.field2id_token["item_id"][i]) for i in history.tolist()]
     want[:, 0] = -torch.inf
@@ -266,11 +266,13 @@ def test_saved_made_again_and_continued(name, loss_type):
     names = [str(vocabulary.field2id_token["item_id"][i]) for i in best.indices.tolist()]
     for found in (
         recommend(model, tokens, k=5),
-        Recommender(load_model(path)).recommend(tokens, k=5),
+        Recommender(load_model(path)).recommend_to_history(tokens, k=5),
     ):
         assert [item for item, _ in found] == names
         assert [score for _, score in found] == pytest.approx(best.values.tolist(), abs=1e-5)
-    assert len(Recommender(model).similar(tokens[0], k=3)) == 3 and user
+    with Recommender(model) as service:
+        assert len(service.similar(tokens[0], k=3)) == 3
+        assert recommend_all(service, "all.parquet", k=3) > 0
     # An epoch more is what two epochs at once are.
     more = train(resume=run.result["last_checkpoint"], config_dict={"epochs": 2})
     whole = train(name, "tiny", config_dict={**own, "epochs": 2})
