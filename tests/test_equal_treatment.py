@@ -241,6 +241,20 @@ def test_mamba4rec_s_parameters_are_what_they_were():
         assert torch.equal(more.state_dict()[key], value)
 
 
+def test_mamba4rec_is_served_with_its_numbers():
+    """What goes through the compiled encoder is what the model says."""
+    run = train("Mamba4Rec", "tiny", config_dict=settings("Mamba4Rec", repeat_bias="distance"))
+    model = load_model(run.result["best_checkpoint"])
+    randomise(model)
+    known = model.checkpoint["vocabulary"].field2id_token["item_id"]
+    tokens = [str(known[item]) for item in (3, 5, 3)]
+    want = recommend(model, tokens, k=5)
+    with Recommender(model) as service:
+        found = service.recommend_to_history(tokens, k=5)
+    assert [item for item, _ in found] == [item for item, _ in want]
+    assert [s for _, s in found] == pytest.approx([s for _, s in want], abs=1e-4)
+
+
 # -- saved, made again, continued ----------------------------------------------------------------
 
 
