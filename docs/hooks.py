@@ -14,7 +14,7 @@ PROPERTIES = {
     "Evaluation": "overall.yaml",
     "Hydra": "model/Hydra.yaml",
     "Mamba4Rec": "model/Mamba4Rec.yaml",
-    "Your own subclasses of CausalRecommender": "model/CausalRecommender.yaml",
+    "Other causal models": "model/CausalRecommender.yaml",
 }
 
 

@@ -1,5 +1,6 @@
 """Compare models so that the table can be trusted: many seeds, one protocol, honest costs."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -11,6 +12,8 @@ from recbole_hydra.compare.runner import run_tasks
 from recbole_hydra.settings.spelling import home
 
 __all__ = ["Comparison", "compare"]
+
+logger = logging.getLogger(__name__)
 
 
 def compare(
@@ -69,6 +72,8 @@ def compare(
     output_dir = home(output_dir)
     layers = (config_file_list, model_config, config_dict, argv)
     plan = make_plan(models, datasets, seeds, output_dir, *layers, popularity)
+    for note in plan.notes:
+        logger.warning(note)
     FOLDER.claim(output_dir, plan.identity, resume)
     try:
         run_tasks(plan, show_progress)

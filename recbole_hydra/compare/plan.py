@@ -20,7 +20,7 @@ from recbole_hydra.model.causal import is_causal
 from recbole_hydra.model.from_file import absolute, is_in_file
 from recbole_hydra.output_folder import OutputFolder
 from recbole_hydra.settings.config import PATH_KEYS, PROTOCOL, Config
-from recbole_hydra.settings.known_keys import OPTIONS
+from recbole_hydra.settings.known_keys import FOR_CAUSAL_MODELS, OPTIONS
 from recbole_hydra.settings.spelling import home, parse_arguments, parse_list
 from recbole_hydra.settings.table import check, common_rules
 
@@ -57,10 +57,12 @@ class Plan:
         identity: what makes two comparisons the same, as json holds it: models, datasets, seeds,
             the settings of every model on every dataset, and the datasets' fingerprints.
         tasks: the runs, in order.
+        notes: what was asked of all models and some of them cannot have, one line each.
     """
 
     identity: dict
     tasks: list
+    notes: list
 
     @property
     def models(self) -> list[str]:
@@ -138,6 +140,7 @@ def make_plan(
     settings: dict[str, dict[str, Any]] = {}
     fingerprints: dict[str, dict[str, Any]] = {}
     tasks: list[Task] = []
+    notes: dict[str, None] = {}
     options = OPTIONS["compare"]
     for dataset in datasets:
         configs, layers = {}, {}
@@ -155,6 +158,7 @@ def make_plan(
         fingerprints[dataset] = _check_data(dataset, configs[models[0]])
         settings[dataset] = {}
         for model, config in configs.items():
+            notes |= dict.fromkeys(note for note in config.notes if FOR_CAUSAL_MODELS in note)
             plain = checkpoint.plain_settings(config)
             fixed = {
                 "data_path": os.path.abspath(plain["data_path"]),
@@ -181,7 +185,7 @@ def make_plan(
         "settings": settings,
         "fingerprints": fingerprints,
     }
-    return Plan(json.loads(json.dumps(identity)), tasks)
+    return Plan(json.loads(json.dumps(identity)), tasks, list(notes))
 
 
 def task_as_json(task: Task) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 import torch
@@ -20,6 +21,7 @@ from recbole.model.sequential_recommender import FDSA, GRU4Rec, GRU4RecF, SASRec
 from torch import Tensor
 
 from recbole_hydra.errors import ConfigError
+from recbole_hydra.model.gathered import GatheredRecommender, every_state, recommender_of
 from recbole_hydra.model.sequential_recommender.base import (
     CausalRecommender,
     StateSpaceRecommender,
@@ -97,12 +99,7 @@ class GatheredStates:
         return self.model.item_embedding.weight
 
     def encode(self, item_seq: Tensor, keep: Tensor) -> Tensor:
-        model = self.model
-        model.gather_indexes = lambda output, index: output  # every position
-        try:
-            states = model.forward(item_seq, (item_seq > 0).sum(1))
-        finally:
-            del model.gather_indexes
+        states = every_state(self.model, self.model.forward, item_seq)
         return states.flatten(0, 1).index_select(0, keep)
 
     def target_loss(
@@ -221,6 +218,30 @@ def causal_model(model: SequentialRecommender) -> CausalModel:
     return adapter(model)
 
 
+def with_our_losses(model_class: type) -> type:
+    """The class whose states are those of ``model_class``, with the losses, the repeat bias and the
+    scores of :class:`.CausalRecommender`; ``model_class`` itself where it is a subclass of that.
+
+    Args:
+        model_class: one that :func:`is_causal` says yes to, or that a setting names.
+
+    Raises:
+        ConfigError: it was registered with an adapter of its own, which computes its loss.
+    """
+    if issubclass(model_class, CausalRecommender):
+        return model_class
+    adapter = _ADAPTERS.get(model_class, GatheredStates)
+    if adapter is not GatheredStates:
+        own = "itself" if adapter is None else f"by {getattr(adapter, '__name__', adapter)}"
+        raise ConfigError(
+            f"{model_class.__name__} is registered as causal with a loss that is computed {own}, "
+            "so repeat_bias, history_as_one, SampledCE and gBCE cannot join it; leave them out, "
+            "register it without an adapter, or make it a subclass of CausalRecommender"
+        )
+    plain: Any = model_class
+    return recommender_of(plain)
+
+
 # -- whether it is true --------------------------------------------------------------------------
 
 #: How much a state may differ by rounding, relative to the largest entry of all.
@@ -266,8 +287,7 @@ def check_causal(model: SequentialRecommender, length: int, seed: int = 0) -> No
                     if float(change.max()) > _ROUNDING * float(states.abs().max()):
                         raise ConfigError(
                             f"training_mode: {name} is registered as causal, but its state at "
-                            f"position {int(change.argmax())} depends on {what}; train it with "
-                            "training_mode: augmentation"
+                            f"position {int(change.argmax())} depends on {what}; {_remedy(model)}"
                         )
             _check_scores(model, offered, items.to(device), states)
     finally:
@@ -289,23 +309,34 @@ def _check_scores(
 ) -> None:
     """Compare the model's own scores at the last positions with inner products."""
     rows, length = items.shape
-    if any(getattr(model, part, None) is not None for part in ("repeat_bias", "item_memory")):
+    if isinstance(model, GatheredRecommender):
+        own_scores = partial(model.plain.full_sort_predict, model)  # what it has below ours
+    elif any(getattr(model, part, None) is not None for part in ("repeat_bias", "item_memory")):
         return  # ours, whose scores have it on top
+    else:
+        own_scores = model.full_sort_predict
     batch = {
         model.ITEM_SEQ: items,
         model.ITEM_SEQ_LEN: torch.full((rows,), length, device=items.device),
         model.USER_ID: torch.ones(rows, dtype=torch.long, device=items.device),
     }
-    own = model.full_sort_predict(batch).view(rows, -1)
+    own = own_scores(batch).view(rows, -1)
     ours = states[:, -1] @ offered.item_table.T
     if own.shape != ours.shape or float((own - ours).abs().max()) > _ROUNDING * float(
         ours.abs().max().clamp_min(1e-12)
     ):
         raise ConfigError(
             f"training_mode: {type(model).__name__} is registered as causal, but its scores are "
-            "not the inner products of its states with its item table; train it with "
-            "training_mode: augmentation, or register it with an adapter of its own"
+            f"not the inner products of its states with its item table; {_remedy(model)}, or "
+            "register it with an adapter of its own"
         )
+
+
+def _remedy(model: SequentialRecommender) -> str:
+    """How a model that is not causal is trained."""
+    alone = isinstance(model, GatheredRecommender)
+    without = ", without repeat_bias, SampledCE and gBCE" if alone else ""
+    return f"train it with training_mode: augmentation{without}"
 
 
 @contextmanager
@@ -325,7 +356,12 @@ def _said_of(name: str) -> Iterator[None]:
         ) from error
 
 
-def needs_check(model_class: type) -> bool:
-    """Whether a run has to find out: not for RecBole's models that are known, nor for ours."""
+def needs_check(model_class: type, training_mode: str = "autoregressive") -> bool:
+    """Whether a run has to find out: not for RecBole's models that are known, nor for ours, nor
+    where the run reads the states at the last positions only, and lets the model score."""
+    if issubclass(model_class, GatheredRecommender):
+        model_class = model_class.plain
+    elif training_mode != "autoregressive":
+        return False
     package = model_class.__module__.partition(".")[0]
     return not (model_class in _RECBOLES or package == "recbole_hydra")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recbole_hydra.checks import boolean, fraction, one_of
 from recbole_hydra.errors import ConfigError
+from recbole_hydra.layers import RepeatBias
 from recbole_hydra.model.losses import (
     NegativeSampler,
     TargetGroup,
@@ -24,7 +25,6 @@ from recbole_hydra.ops import ItemLists, ScoreOffsets
 if TYPE_CHECKING:
     from recbole.data.dataset import Dataset
 
-    from recbole_hydra.layers import RepeatBias
     from recbole_hydra.model.items import Items
 
 #: Pairs of a target and an item of its history in a step, from which the repeat bias is learned: a
@@ -68,17 +68,25 @@ class TargetLosses:
                 not even as what the target is told apart from.
         """
         self.loss_type = one_of("loss_type", self.setting("loss_type"), self.LOSS_TYPES)
-        #: What the scores of items in the history are raised or lowered by, if they are, a
-        #: :class:`~recbole_hydra.layers.RepeatBias`.
         self.repeat_bias: RepeatBias | None = None
-        #: Whether the items of the history count as one in a loss that is a softmax, see
-        #: :mod:`recbole_hydra.model.losses`.
         self.history_as_one = False
         self.target_groups = self._group_targets(dataset, trained_only)
         # within step()
         self._step_negatives: Sequence[tuple[Tensor | None, Tensor | None]] | None = None
         if self.loss_type in ("SampledCE", "gBCE"):
             self._prepare_sampling(dataset)
+
+    def prepare_repeat_bias(self, form: str | None, by_id: bool = True) -> None:
+        """Make the repeat bias, and read ``history_as_one``; it draws no random numbers.
+
+        Args:
+            form, by_id: see :meth:`.RepeatBias.of_setting`.
+
+        Raises:
+            ConfigError: a form or a ``history_as_one`` that cannot be.
+        """
+        self.repeat_bias = RepeatBias.of_setting(form, self.n_items, by_id)
+        self.history_as_one = self._history_as_one(self.setting("history_as_one"))
 
     def _group_targets(self, dataset: Dataset, trained_only: bool) -> Sequence[TargetGroup] | None:
         """One group of items per domain; None for the whole catalogue."""

@@ -15,11 +15,12 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.errors import ConfigError, RecBoleHydraError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.from_file import is_in_file
+from recbole_hydra.model.gathered import without_our_losses
 from recbole_hydra.settings import columns, domains, evaluation, ready_made_rows
 from recbole_hydra.settings.adapt_from import settings_of_origin
 from recbole_hydra.settings.known_keys import PROPERTIES, RECBOLE, ReadKeys
-from recbole_hydra.settings.options import OPTIONS, fit
-from recbole_hydra.settings.rules import dataset_name
+from recbole_hydra.settings.options import OPTIONS, fit, repeat_bias
+from recbole_hydra.settings.rules import anything, dataset_name
 from recbole_hydra.settings.spelling import home, parse_arguments, parse_value
 from recbole_hydra.settings.table import check, common_rules, is_path, rules_of
 from recbole_hydra.sources import source_of
@@ -177,6 +178,7 @@ class Config(RecBoleConfig):
             model_class = get_model(model)
             name = model_class.__name__ if is_in_file(model) else model
             return name, model_class, dataset_name(dataset)
+        model = without_our_losses(model)  # they join it where the settings say so
         return model.__name__, model, dataset_name(dataset)
 
     def _configs_of_domains(
@@ -220,6 +222,7 @@ class Config(RecBoleConfig):
             origin = self.check_value("adapt_from", origin)
             self._settings = {**settings_of_origin(origin), **self._settings}
         self.internal_config_dict.update(self._settings)
+        repeat_bias.add_defaults(self)
         self._known_columns = (
             recbole_dataset.is_file()
             or dataset_file.is_file()
@@ -247,12 +250,14 @@ class Config(RecBoleConfig):
     def check_value(self, key: str, value: Any) -> Any:
         """Read a value that the setting ``key`` could have instead; raises ConfigError for one that
         it cannot."""
-        return check(key, value, rules_of(self.model_class))
+        rules = rules_of(self.model_class)
+        if key == "loss_type":
+            rules = {key: repeat_bias.loss_rule(self, rules.get(key, anything()))}
+        return check(key, value, rules)
 
     def _get_final_config_dict(self) -> dict[str, Any]:
-        rules = rules_of(self.model_class)
         for key, value in self.external_config_dict.items():
-            value = check(key, value, rules)
+            value = self.check_value(key, value)
             if key == "eval_args":
                 value = {**self.internal_config_dict[key], **value}
             self.external_config_dict[key] = value

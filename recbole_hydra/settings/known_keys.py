@@ -63,6 +63,22 @@ RENAMED = {
     "drop_preload_weight": "unused_col",
 }
 
+#: RecBole's models that are causal, by name; :mod:`recbole_hydra.model.causal` has the classes.
+CAUSAL_MODELS = ("SASRec", "GRU4Rec", "SASRecF", "GRU4RecF", "FDSA")
+
+#: Settings of the loss, and of what is learned on top of the scores, of every causal model; their
+#: defaults are in ``properties/model/CausalRecommender.yaml``.
+OF_CAUSAL_MODELS = (
+    "repeat_bias", "history_as_one", "num_negatives", "negative_distribution", "logq_correction",
+    "gbce_t",
+)  # fmt: skip
+
+#: Whom they are for, in words.
+FOR_CAUSAL_MODELS = (
+    f"for causal models (Hydra, Mamba4Rec, {', '.join(CAUSAL_MODELS)}, your own, and those that "
+    "causal_models names)"
+)
+
 #: Why a key cannot be set, where its name does not say it.
 _COMPUTED_FROM = {
     "device": "use_gpu and gpu_id",
@@ -167,6 +183,8 @@ class ReadKeys:
             return f"computed key {key!r}: it follows from {why}; set that"
         if key in self._keys:
             return None
+        if key in OF_CAUSAL_MODELS and not self._model_is_unread:
+            return f"{self.model} does not read {key!r}, which is {FOR_CAUSAL_MODELS}"
         hint = did_you_mean(key, {*self.options, *self._keys} - computed_keys())
         if key in self.options:
             hint = f"; it is an argument of its own, --{key} on the command line"
@@ -240,6 +258,7 @@ def read_keys(model: str, dataset: str, options: Collection[str] = ()) -> ReadKe
     if own[:1] != ("context-aware",) and own[:1] != ("sequential_DIN",):
         files.append(PROPERTIES / "overall.yaml")  # models that predict clicks keep RecBole's
     keys = {key for path in files if path.is_file() for key in keys_of_yaml(path)}
+    keys |= {*OF_CAUSAL_MODELS} if model in CAUSAL_MODELS else set()
     listed = _parsed((RECBOLE / "utils" / "argument_list.py").read_text(encoding="utf-8"))
     for node in listed.body:
         if isinstance(node, ast.Assign):

@@ -103,7 +103,7 @@ def train(
 
     init_seed(config["seed"] + config["local_rank"], config["reproducibility"])
     recommender = make_model(config, loaders[0]._dataset)
-    if config["training_mode"] == "autoregressive" and needs_check(type(recommender)):
+    if needs_check(type(recommender), config["training_mode"]):
         check_causal(recommender, config["MAX_ITEM_LIST_LENGTH"])
     adapts = bool(config["adapt_from"]) and getattr(recommender, "item_text", None) is not None
     if adapts:

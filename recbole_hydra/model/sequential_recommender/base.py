@@ -44,8 +44,19 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
         super().__init__(config, dataset)
         self._config = config  # read by setting() while the model is built, then dropped
         self.prepare_losses(dataset, trained_only)
-        #: What the items so far say of the next beside the states, if it is asked for.
-        self.item_memory: ItemMemory | None = None
+        self.prepare_item_memory(config)
+        if not self.OWN_REPEAT_BIAS:
+            self.prepare_repeat_bias(self.setting("repeat_bias") or "none")
+
+    #: Whether a subclass makes its repeat bias itself, as where it comes after other parameters.
+    OWN_REPEAT_BIAS = False
+
+    #: What the items so far say of the next beside the states, if it is asked for.
+    item_memory: ItemMemory | None
+
+    def prepare_item_memory(self, config: Config) -> None:
+        """Make the memory that the settings ask for; it is fitted before training."""
+        self.item_memory = None
         if config["item_memory"] not in (None, "none"):
             self.item_memory = ItemMemory(self.n_items, config["item_memory_decay"])
 

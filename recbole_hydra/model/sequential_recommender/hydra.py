@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from recbole_hydra.checks import boolean, one_of, positive_int, positive_number
 from recbole_hydra.errors import ConfigError
-from recbole_hydra.layers import FeedForward, RepeatBias, RMSNorm, RotaryPositions
+from recbole_hydra.layers import FeedForward, RMSNorm, RotaryPositions
 from recbole_hydra.layers.dropout import Dropout, dropout_by_place
 from recbole_hydra.layers.mamba import MultiHeadMamba, kept
 from recbole_hydra.layers.stack import Stack, StackPerDomain
@@ -75,6 +75,8 @@ class Hydra(StateSpaceRecommender):
         ConfigError: a key that is missing or out of range, such as an odd ``head_dim``.
     """
 
+    OWN_REPEAT_BIAS = True  # behind the others, as its checkpoints have it
+
     def __init__(self, config: Config, dataset: Dataset) -> None:
         has_text = "text" in str(config["item_encoder"])
         super().__init__(config, dataset, trained_only=has_text)
@@ -100,8 +102,7 @@ class Hydra(StateSpaceRecommender):
         self.output_norm = RMSNorm(d, eps) if normed else nn.Identity()
         self.output_dropout = Dropout(dropout["output"])
         self.output_embedding = None if tied else nn.Embedding(self.n_items, d, padding_idx=0)
-        self.repeat_bias = RepeatBias.of_setting(self.setting("repeat_bias"), self.n_items, by_id)
-        self.history_as_one = self._history_as_one(self.setting("history_as_one"))
+        self.prepare_repeat_bias(self.setting("repeat_bias"), by_id)
 
         for module in self.modules():
             if isinstance(module, nn.Embedding):

@@ -38,6 +38,8 @@ class LinearMap(CausalRecommender):
     ``properties/model/LinearMap.yaml``.
     """
 
+    OWN_REPEAT_BIAS = True
+
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         counts = self._count_targets(dataset).float()

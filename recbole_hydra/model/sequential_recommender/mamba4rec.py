@@ -33,7 +33,8 @@ class Mamba4Rec(StateSpaceRecommender):
     discards Mamba's initial step sizes; ``keep_mamba_init: True`` keeps them.
 
     Config keys: hidden_size, num_layers, dropout_prob, d_state, d_conv, expand, keep_mamba_init,
-    loss_type, scan_backend. Defaults: ``properties/model/Mamba4Rec.yaml``.
+    repeat_bias, history_as_one, loss_type, scan_backend. Defaults:
+    ``properties/model/Mamba4Rec.yaml``.
 
     Raises:
         ConfigError: a key that is missing or out of range.

@@ -27,6 +27,7 @@ from recbole_hydra.settings.options import (
     learner,
     learning_rate_decay,
     negative_sampling,
+    repeat_bias,
     text_loss,
     training_mode,
 )
@@ -40,6 +41,7 @@ OPTIONS = (
     item_initialization,
     item_memory,
     text_loss,
+    repeat_bias,
     negative_sampling,
     later_targets,
     learning_rate_decay,

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: What RecBole writes where there is no negative sampling.
 NO_SAMPLING = (None, "None", "none")
 
+#: The losses of RecBole's own models.
+RECBOLES_LOSSES = ("CE", "BPR")
+
 #: What turns BPR's negative sampling on where nobody asked for another.
 BPR_NEGATIVES = {"distribution": "uniform", "sample_num": 1}
 
@@ -62,9 +65,9 @@ def fit(config: Config) -> None:
         _check_pairs(config)
         return
     loss_type = one_of(
-        "loss_type", final["loss_type"], getattr(model_class, "LOSS_TYPES", ("CE", "BPR"))
+        "loss_type", final["loss_type"], getattr(model_class, "LOSS_TYPES", RECBOLES_LOSSES)
     )
-    if loss_type not in ("CE", "BPR"):
+    if loss_type not in RECBOLES_LOSSES:
         final["MODEL_INPUT_TYPE"] = InputType.POINTWISE  # RecBole knows only those two
     written = "train_neg_sample_args" in config.external_config_dict
     sampling = final.get("train_neg_sample_args")
