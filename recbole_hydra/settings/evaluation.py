@@ -36,11 +36,13 @@ def _ratios() -> Rule:
     return Rule(words, read)
 
 
-#: The split of ``eval_args``: one way, and what it takes.
+#: The split of ``eval_args``: one way, and what it takes. RecBole's ways, and ours, ``cut``: one
+#: moment for all users, see :mod:`recbole_hydra.data.time_cut`.
 SPLITS = {
     "RS": _ratios(),
     "TS": _ratios(),
     "LS": choice(("valid_and_test", "valid_only", "test_only")),
+    "cut": number(above=0, below=1),
 }
 
 
@@ -137,8 +139,46 @@ def fit(config: Config) -> None:
             f"eval_args: mode: full ranks all items, which {', '.join(metrics)} cannot measure; "
             "use labeled or uni100, or metrics such as NDCG"
         )
+    _fit_cut(config, modes)
     order = final["eval_args"]["order"]
     lists = f"{final['ITEM_ID_FIELD']}{final['LIST_SUFFIX']}"
     ready_made = lists in (final["alias_of_item_id"] or [])  # rows bring their histories along
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and order != "TO" and not ready_made:
         raise ConfigError(f"eval_args: order {order} mixes up the histories; set order: TO")
+
+
+#: Models that know the last days before a cut in time, and nothing without one.
+_NEEDS_CUT = ("RecentPop",)
+
+
+def _fit_cut(config: Config, modes: set[str]) -> None:
+    """Refuse what a cut in time cannot be combined with, and models that it is nothing for."""
+    final = config.final_config_dict
+    evaluation, model = final["eval_args"], config.model
+    if "cut" not in evaluation["split"]:
+        if model in _NEEDS_CUT:
+            raise ConfigError(
+                f"model: {model} counts the last days before a cut in time, and there is none; set "
+                "eval_args: {split: {cut: 0.9}}, or compare with --split=time"
+            )
+        return
+    where = "eval_args: split: cut"
+    if final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE):
+        raise ConfigError(
+            f"{where}: {model} cannot take part: it predicts from the columns of an interaction, "
+            "not for a user at a moment; use another split, or another model"
+        )
+    if evaluation["order"] != "TO":
+        raise ConfigError(f"{where} is in the order of time; set order: TO")
+    if modes != {"full"}:
+        raise ConfigError(
+            f"{where} ranks all items after every event, not mode: {', '.join(sorted(modes))}; set "
+            "mode: full"
+        )
+    for key, remedy in (("domains", "take one dataset"), ("benchmark_filename", "remove it")):
+        if final[key]:
+            raise ConfigError(f"{where} is of one log that is split here, not of {key}; {remedy}")
+    if final["time_order"] != "exact":
+        raise ConfigError(
+            f"{where} is exact, which time_order: {final['time_order']} is not; remove it"
+        )
