@@ -148,7 +148,7 @@ def compare(argv: list[str]) -> Comparison:
     from recbole_hydra.compare.agreement import agreement_words, split_words
     from recbole_hydra.compare.report import markdown_table, quality_table
 
-    switches = {
+    switches: dict[str, Any] = {
         key: parse_value(arguments.pop(key))
         for key in ("resume", "popularity", "latex", "show_progress", "cut")
         if key in arguments

@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from recbole_hydra.compare.comparison import Comparison
 
 NOTE = """\
-Every event after the cut is a target in its turn, given all that its user did before it; a mean is \
-over events. The events of one user are taken together in the tests: the t-test of a mean whose \
-clusters are the users."""
+Every event after the cut is a target in its turn, given all that its user did before it, and \
+means are over events. In the tests the events of a user are one cluster."""
 
 GROUP_NOTE = """\
 {metric} by what training knows. Known: both the user and the item are in training. New users and \

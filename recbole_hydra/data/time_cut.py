@@ -1,5 +1,5 @@
-"""A split at one moment for all users, ``eval_args: {split: {cut: 0.9}}``: train before it, validate
-on the last part before it, test on what users do from it on.
+"""A split at one moment for all users, ``eval_args: {split: {cut: 0.9}}``: train before it,
+validate on the last part before it, test on what users do from it on.
 
 The moments are exact: with n interactions in the order of time and a cut of 0.9, the test begins at
 the time of interaction number floor(0.9 n), counted from 0, and all that happened at that very time
@@ -249,8 +249,8 @@ def _of_rows(dataset: Dataset) -> np.ndarray:
 def _column(dataset: Dataset, rows: Interaction, name: str) -> np.ndarray:
     if name not in rows:
         raise DatasetError(
-            f"dataset {dataset.dataset_name}: unused_col has {name}, which a cut in time is checked "
-            "by; take it out"
+            f"dataset {dataset.dataset_name}: unused_col has {name}, by which a cut in time is "
+            "checked; take it out"
         )
     values = rows[name].numpy()
     numerical = dataset.time_field in (dataset.config["numerical_features"] or ())

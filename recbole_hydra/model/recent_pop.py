@@ -1,4 +1,4 @@
-"""The popularity of the last days before a cut in time: a baseline that knows what is in fashion."""
+"""The popularity of the last days before a cut in time: a baseline that knows the fashion."""
 
 from __future__ import annotations
 
