@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 NOTE = """\
 Every event after the cut is a target in its turn, given all that its user did before it, and \
-means are over events. In the tests the events of a user are one cluster."""
+means, and the costs of evaluation, are over events. In the tests the events of a user are one \
+cluster."""
 
 GROUP_NOTE = """\
 {metric} by what training knows. Known: both the user and the item are in training. New users and \

@@ -105,6 +105,8 @@ def fit(config: Config) -> None:
     """
     final, written = config.final_config_dict, config.external_config_dict
     metrics, mode = final["metrics"], final["eval_args"]["mode"]
+    modes = {*(mode.values() if isinstance(mode, dict) else [mode])}
+    _fit_cut(config, modes)
     kinds = {metric_types[metric.lower()] for metric in metrics}
     if len(kinds) > 1:
         ranking, other = (
@@ -128,7 +130,6 @@ def fit(config: Config) -> None:
             f"valid_metric_bigger follows from valid_metric: it is {bigger} for {valid_metric}; "
             "remove it"
         )
-    modes = {*(mode.values() if isinstance(mode, dict) else [mode])}
     if "labeled" in modes and kinds == {EvaluatorType.RANKING}:
         raise ConfigError(
             "eval_args: mode: labeled compares predictions with labels, for metrics such as AUC, "
@@ -139,7 +140,6 @@ def fit(config: Config) -> None:
             f"eval_args: mode: full ranks all items, which {', '.join(metrics)} cannot measure; "
             "use labeled or uni100, or metrics such as NDCG"
         )
-    _fit_cut(config, modes)
     order = final["eval_args"]["order"]
     lists = f"{final['ITEM_ID_FIELD']}{final['LIST_SUFFIX']}"
     ready_made = lists in (final["alias_of_item_id"] or [])  # rows bring their histories along
@@ -178,6 +178,8 @@ def _fit_cut(config: Config, modes: set[str]) -> None:
     for key, remedy in (("domains", "take one dataset"), ("benchmark_filename", "remove it")):
         if final[key]:
             raise ConfigError(f"{where} is of one log that is split here, not of {key}; {remedy}")
+    if not final["repeatable"]:
+        raise ConfigError(f"{where} ranks items of the history, too; set repeatable: True")
     if final["time_order"] != "exact":
         raise ConfigError(
             f"{where} is exact, which time_order: {final['time_order']} is not; remove it"
