@@ -508,7 +508,7 @@ def test_bad_input_of_a_comparison_is_one_line(tmp_path, arguments, error, messa
          "it splits tiny as this comparison does"),
         ({"models": ["Hydra"]}, "0 of its models GRU4Rec, BPR, Pop are in this"),
         ({"models": ["BPR", "Hydra"]}, "1 of its models GRU4Rec, BPR, Pop is in this"),
-        ({"models": ["GRU4Rec", "BPR"], "argv": ["--item_inter_num_interval=[9,inf)"]},
+        ({"models": ["GRU4Rec", "BPR"], "argv": ["--item_inter_num_interval=[16,inf)"]},
          "its tiny has other items"),
     ],
 )  # fmt: skip

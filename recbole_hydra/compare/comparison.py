@@ -1,7 +1,5 @@
 """A comparison as its folder holds it: results, ranks, tables, report."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,12 +114,12 @@ class Comparison:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def agreement(self, other: Comparison, dataset: str) -> pd.DataFrame:
+    def agreement(self, other: "Comparison", dataset: str) -> pd.DataFrame:
         """How far another comparison, of another split, puts the models into the same order; see
         :func:`.agreement.agreement`."""
         return agreement.agreement(self, other, dataset)
 
-    def write(self, latex: bool = False, other: Comparison | None = None) -> None:
+    def write(self, latex: bool = False, other: "Comparison | None" = None) -> None:
         """Write ``results.csv``, ``report.md``, ``report.html``, the plots and, with ``latex``,
         ``table.tex`` into the folder.
 
