@@ -385,6 +385,9 @@ def test_agreement_is_kendalls_tau_by_hand():
     assert reverse["tau"].to_numpy() == pytest.approx([-1] * 4) and len(reverse["swapped"][0]) == 10
     (line, _) = agreement_words(one, order(A=1), "d")
     assert line == "NDCG@10: no order of 1 models to agree on"
+    nothing = SimpleNamespace(summary=lambda dataset: pd.DataFrame())
+    (line,) = agreement_words(one, nothing, "d")
+    assert line.startswith("nothing to compare: no model is finished in both")
 
 
 # -- the comparison ------------------------------------------------------------------------------

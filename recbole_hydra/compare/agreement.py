@@ -109,7 +109,7 @@ def agreement_words(one: Comparison, other: Comparison, dataset: str) -> list[st
         swapped = ", ".join(f"{a} above {b}" for a, b in row.swapped)
         more = f"; only here: {swapped}" if swapped else ""
         lines.append(f"{title}: Kendall's tau {row.tau:.2f} over {row.models} models{more}")
-    return lines
+    return lines or ["nothing to compare: no model is finished in both by the same metric"]
 
 
 def split_words(comparison: Comparison, dataset: str) -> str:
