@@ -77,12 +77,15 @@ def agreement(one: Comparison, other: Comparison, dataset: str) -> pd.DataFrame:
     tables = [each.summary(dataset) for each in (one, other)]
     if any(table.empty for table in tables):
         return pd.DataFrame(columns=columns)
-    means = [table.set_index(["ranking", "metric", "model"])["mean"] for table in tables]
+    one_by, other_by = (
+        {key: part.set_index("model")["mean"] for key, part in table.groupby(["ranking", "metric"])}
+        for table in tables
+    )
     rows = []
-    for ranking, metric in dict.fromkeys(key[:2] for key in means[0].index):
-        if (ranking, metric) not in means[1].index.droplevel("model"):
+    for ranking, metric in tables[0][["ranking", "metric"]].drop_duplicates().itertuples(False):
+        if (ranking, metric) not in other_by:
             continue
-        first, second = (each.loc[ranking, metric] for each in means)
+        first, second = one_by[ranking, metric], other_by[ranking, metric]
         models = [model for model in first.index if model in second.index]
         sign = -1 if smaller_is_better(metric) else 1
         first, second = sign * first[models], sign * second[models]
