@@ -26,6 +26,11 @@ Train and test every model with every seed on every dataset; write tables and pl
   --model_config=M:F,N:G    yaml file F for model M, G for N
   --popularity=False        leave the popularity baseline Pop out
   --latex=True              also write table.tex
+  --split=time              train before a moment, test on all that users do after it;
+                            default: leave_one_out
+  --cut=0.9                 of a split in time: the share of interactions before it
+  --agreement_with=FOLDER   an earlier comparison of another split: say how far both
+                            put the models into the same order
   --key=value               any setting, for all models: --epochs=50, --topk=10,20
 """
 
@@ -138,14 +143,17 @@ def compare(argv: list[str]) -> Comparison:
     )
     _refuse_unknown_keys("compare", arguments, models, datasets)
 
+    from recbole_hydra.compare import Comparison
     from recbole_hydra.compare import compare as run_comparison
+    from recbole_hydra.compare.agreement import agreement_words, split_words
     from recbole_hydra.compare.report import markdown_table, quality_table
 
-    switches = {
+    switches: dict[str, Any] = {
         key: parse_value(arguments.pop(key))
-        for key in ("resume", "popularity", "latex", "show_progress")
+        for key in ("resume", "popularity", "latex", "show_progress", "cut")
         if key in arguments
     }
+    switches |= {key: arguments.pop(key) for key in ("split", "agreement_with") if key in arguments}
     model_config: dict[str, list[str]] = {}
     for pair in filter(None, arguments.pop("model_config", "").split(",")):
         model, colon, file = pair.partition(":")
@@ -163,12 +171,18 @@ def compare(argv: list[str]) -> Comparison:
         argv=[f"--{key}={value}" for key, value in arguments.items()],
         **switches,
     )
+    other = None
+    if (folder := switches.get("agreement_with")) is not None:
+        other = Comparison(home(folder))
     for dataset in comparison.datasets:
         print(f"\n{dataset}")
         for reason in comparison.unfair(dataset):
             print(f"not comparable: {reason}")
         if comparison.finished(dataset):
             print(markdown_table(quality_table(comparison, dataset)))
+            if other is not None and dataset in other.datasets:
+                print(f"agreement with {split_words(other, dataset)}:")
+                print(*agreement_words(comparison, other, dataset), sep="\n")
     for run in comparison.runs:
         if run["status"] != "ok":
             what = f"{run['model']} on {run['dataset']}, seed {run['seed']}"

@@ -6,7 +6,9 @@ from os import PathLike
 from typing import Any
 
 from recbole_hydra.checks import boolean
+from recbole_hydra.compare.agreement import check_other
 from recbole_hydra.compare.comparison import Comparison
+from recbole_hydra.compare.in_time import LEAVE_ONE_OUT, read_split
 from recbole_hydra.compare.plan import FOLDER, make_plan
 from recbole_hydra.compare.runner import run_tasks
 from recbole_hydra.settings.spelling import home
@@ -29,6 +31,9 @@ def compare(
     popularity: bool = True,
     latex: bool = False,
     show_progress: bool = True,
+    split: str = LEAVE_ONE_OUT,
+    cut: float | None = None,
+    agreement_with: str | PathLike[str] | None = None,
 ) -> Comparison:
     """Train and test every model with every seed on every dataset, and write the report.
 
@@ -52,6 +57,13 @@ def compare(
             run shows.
         latex: also write ``table.tex``.
         show_progress: a bar over runs, on stderr.
+        split: ``"leave_one_out"``, each user's last interaction is tested, or ``"time"``: train
+            before a moment, validate on the last part before it, test on every event after it; see
+            :mod:`recbole_hydra.data.time_cut`. RecentPop is then a second popularity baseline.
+        cut: of a split in time, the share of interactions before that moment, 0.9 by default;
+            validation is the same share's rest of what lies before it.
+        agreement_with: folder of an earlier comparison of another split, of the same dataset and at
+            least two of the models: the report says how far both agree on the models' order.
 
     Returns:
         The :class:`Comparison`, its report written.
@@ -59,9 +71,11 @@ def compare(
     Raises:
         ComparisonError: models, datasets or seeds given twice or not at all; a model that cannot
             train in the mode; settings that would make the runs incomparable; an ``output_dir``
-            that holds something else.
+            that holds something else; a cut without a split in time; a comparison that none can
+            agree with.
         ConfigError, DatasetError: what :class:`~recbole_hydra.config.Config` and the data refuse,
-            and a dataset with fewer than ten test users.
+            an unknown split, a cut outside (0, 1), a dataset with fewer than ten test users, or
+            with no times that users can be compared by.
         KeyboardInterrupt: after the partial report is written.
     """
     for name, value in (
@@ -71,7 +85,11 @@ def compare(
         boolean(name, value)
     output_dir = home(output_dir)
     layers = (config_file_list, model_config, config_dict, argv)
-    plan = make_plan(models, datasets, seeds, output_dir, *layers, popularity)
+    share = read_split(split, cut)
+    other = None if agreement_with is None else Comparison(home(agreement_with))
+    plan = make_plan(models, datasets, seeds, output_dir, *layers, popularity, share)
+    if other is not None:
+        check_other(plan.identity, other, str(agreement_with))
     for note in plan.notes:
         logger.warning(note)
     FOLDER.claim(output_dir, plan.identity, resume)
@@ -79,5 +97,5 @@ def compare(
         run_tasks(plan, show_progress)
     finally:
         comparison = Comparison(output_dir)
-        comparison.write(latex)
+        comparison.write(latex, other)
     return comparison

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_hydra.compare import statistics
+from recbole_hydra.compare import agreement, statistics
 from recbole_hydra.compare.plan import FOLDER
 from recbole_hydra.compare.ranks import RANKINGS, mean_metric
 from recbole_hydra.compare.worker import RANKS, RESULT
@@ -114,12 +114,22 @@ class Comparison:
             rows.append(row)
         return pd.DataFrame(rows)
 
-    def write(self, latex: bool = False) -> None:
+    def agreement(self, other: "Comparison", dataset: str) -> pd.DataFrame:
+        """How far another comparison, of another split, puts the models into the same order; see
+        :func:`.agreement.agreement`."""
+        return agreement.agreement(self, other, dataset)
+
+    def write(self, latex: bool = False, other: "Comparison | None" = None) -> None:
         """Write ``results.csv``, ``report.md``, ``report.html``, the plots and, with ``latex``,
-        ``table.tex`` into the folder."""
+        ``table.tex`` into the folder.
+
+        Args:
+            other: a comparison of another split, whose order of the models the report shall say the
+                agreement with.
+        """
         from recbole_hydra.compare.report import write_report
 
-        write_report(self, latex)
+        write_report(self, latex, other)
 
     def __repr__(self) -> str:
         counts = pd.Series([run["status"] for run in self.runs]).value_counts()

@@ -12,8 +12,10 @@ from recbole.utils import ModelType
 
 from recbole_hydra import checkpoint
 from recbole_hydra.checks import did_you_mean, one_of
+from recbole_hydra.compare.in_time import RECENT, targets_after
 from recbole_hydra.compare.ranks import fingerprint, left_out_targets
 from recbole_hydra.data import create_dataset, user_histories
+from recbole_hydra.data.time_cut import find_cut
 from recbole_hydra.errors import ComparisonError, DatasetError
 from recbole_hydra.model import get_model
 from recbole_hydra.model.causal import is_causal
@@ -87,16 +89,22 @@ def make_plan(
     config_dict: Mapping[str, Any] | None,
     argv: Sequence[str],
     with_pop: bool,
+    cut: float | None = None,
 ) -> Plan:
     """Check the input of :func:`recbole_hydra.compare.compare`, and lay out its runs.
+
+    Args:
+        with_pop: add the popularity baselines. cut: the share of interactions before a cut in
+            time; None for leave-one-out. The others are those of that function.
 
     Raises:
         ComparisonError, ConfigError, DatasetError: bad input, in one line.
     """
     models = _names("models", models)
     seeds = _seeds(seeds)
-    if with_pop and POPULARITY not in models:
-        models = [*models, POPULARITY]
+    if with_pop:
+        baselines = [POPULARITY] if cut is None else [POPULARITY, RECENT]
+        models = [*models, *(name for name in baselines if name not in models)]
     named = [(name, get_model(name)) for name in models]  # raises for an unknown one
     classes = {model.__name__ if is_in_file(name) else name: model for name, model in named}
     if len(classes) < len(named):
@@ -112,9 +120,11 @@ def make_plan(
             )
     common, config_dict = _paths(config_file_list or []), dict(config_dict or {})
     arguments = parse_arguments(argv)
-    _refuse_own_keys("", [*config_dict, *arguments])
+    _refuse_own_keys("", [*config_dict, *arguments], cut)
     for file in {*common, *(file for files in files_of.values() for file in files)}:
-        _refuse_own_keys(f"config file {file}: ", _read_yaml(file))
+        _refuse_own_keys(f"config file {file}: ", _read_yaml(file), cut)
+    if cut is not None:
+        config_dict["eval_args"] = {"split": {"cut": cut}}
 
     domains = _domains(arguments, config_dict, common)
     if domains is None:
@@ -154,8 +164,8 @@ def make_plan(
             for model, (files, own) in layers.items():
                 own["rank_all_items"] = True
                 configs[model] = Config(names[model], dataset, files, own, argv, options=options)
-        _check_protocol(dataset, configs)
-        fingerprints[dataset] = _check_data(dataset, configs[models[0]])
+        _check_protocol(dataset, configs, cut)
+        fingerprints[dataset] = _check_data(dataset, configs[models[0]], cut)
         settings[dataset] = {}
         for model, config in configs.items():
             notes |= dict.fromkeys(note for note in config.notes if FOR_CAUSAL_MODELS in note)
@@ -243,13 +253,15 @@ def _paths(files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     return [os.path.abspath(home(file)) for file in files]
 
 
-def _refuse_own_keys(where: str, keys: Iterable[str]) -> None:
+def _refuse_own_keys(where: str, keys: Iterable[str], cut: float | None) -> None:
     """Settings that a comparison sets itself."""
     alone = "every run is one process"
     own = {
         "model": "use --models", "seed": "use --seeds", "checkpoint_dir": "use --output_dir",
         "saved": "runs are saved", "nproc": alone, "world_size": alone,
     }  # fmt: skip
+    if cut is not None:
+        own["eval_args"] = "--split and --cut say how"
     for key in keys:
         if key in own:
             raise ComparisonError(f"{where}{key}: a comparison sets it for every run; {own[key]}")
@@ -309,9 +321,18 @@ def _read_yaml(file: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _check_data(dataset: str, config: Config) -> dict[str, Any]:
+def _check_data(dataset: str, config: Config, cut: float | None) -> dict[str, Any]:
     """Load a dataset once; returns its fingerprint."""
     full = create_dataset(config)
+    if cut is not None:
+        full.time_cut = find_cut(full, cut)
+        targets = targets_after(full.time_cut, full.item_num)
+        if (users := targets["user"].nunique()) < FEWEST_USERS:
+            raise DatasetError(
+                f"dataset {dataset}: a cut at {cut} of the interactions leaves {users} users to "
+                f"test; a comparison needs {FEWEST_USERS}; choose an earlier cut"
+            )
+        return fingerprint(full, targets)
     targets = left_out_targets(user_histories(full), full.item_num)
     if len(targets) < FEWEST_USERS:
         raise DatasetError(
@@ -321,16 +342,16 @@ def _check_data(dataset: str, config: Config) -> dict[str, Any]:
     return fingerprint(full, targets)
 
 
-def _check_protocol(dataset: str, configs: Mapping[str, Config]) -> None:
+def _check_protocol(dataset: str, configs: Mapping[str, Config], cut: float | None) -> None:
     """Refuse what a table cannot compare, before anything is trained."""
     (first, config), *others = configs.items()
     evaluation = config["eval_args"]
     expected = {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user"}
     for key, value in expected.items():
-        if evaluation[key] != value:
+        if evaluation[key] != value and cut is None:
             raise ComparisonError(
                 f"eval_args: {key} {evaluation[key]}: a comparison is leave-one-out in the order "
-                f"of time ({key}: {value}); remove it"
+                f"of time ({key}: {value}), or with --split=time cut in time; remove it"
             )
     if {*evaluation["mode"].values()} != {"full"}:
         raise ComparisonError(

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from recbole_hydra.compare.ranks import display, is_per_user, mean_metric, user_values
+from recbole_hydra.compare.ranks import by_target, display, is_per_user, mean_metric, user_values
 from recbole_hydra.compare.statistics import by_group
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def draw(comparison: Comparison, dataset: str) -> list[tuple[str, str]]:
         ("cost", _cost, f"Test {label} (all items) against what it takes: seconds to the "
          "best epoch, and parameters; bars are standard deviations over seeds"),
         ("groups", _groups, f"Test {label} (all items) by length of the history and by how "
-         "often the target occurs in training; bars are standard errors over users"),
+         "often the target occurs in training; bars are standard errors over targets"),
     ):  # fmt: skip
         if function is _groups and not is_per_user(name):
             continue
@@ -144,7 +144,7 @@ def _groups(figure: Figure, comparison: Comparison, dataset: str, name: str, lab
         models = list(_models(comparison, dataset))
         for number, (model, runs, colour) in enumerate(models):
             tables = [comparison.ranks(dataset)[model, run["seed"]] for run in runs]
-            tables = [table.set_index("user").sort_index() for table in tables]
+            tables = [by_target(table) for table in tables]
             values = np.mean([user_values(name, table) for table in tables], axis=0)
             groups = by_group(tables[0], column)
             means = [values[groups == group].mean() for group in groups.cat.categories]

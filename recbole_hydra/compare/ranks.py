@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from recbole_hydra.compare.in_time import targets_after
 from recbole_hydra.errors import DatasetError, TrainingError
 from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, list_metric, top_lists
 
@@ -101,6 +102,25 @@ def display(name: str) -> str:
     return f"{metrics_dict[kind].__name__}{at}{k}"
 
 
+def targets_of(dataset: Dataset, histories: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Who is tested on what in the split of a dataset: :func:`.in_time.targets_after` of a cut in
+    time, otherwise :func:`left_out_targets`.
+
+    Args:
+        dataset: that was split. histories: :func:`~recbole_hydra.data.user_histories` of it.
+    """
+    cut = getattr(dataset, "time_cut", None)
+    if cut is not None:
+        return targets_after(cut, dataset.item_num)
+    return left_out_targets(histories, dataset.item_num)
+
+
+def by_target(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of :func:`rank_targets` by what its rows are of, sorted: by user, or, where a user
+    has several, by user and event."""
+    return table.set_index(["user", "event"] if "event" in table else "user").sort_index()
+
+
 def left_out_targets(histories: Mapping[str, Tensor], n_items: int) -> pd.DataFrame:
     """Who is tested on what: the last interaction of every user with three or more.
 
@@ -157,15 +177,17 @@ def fingerprint(dataset: Dataset, targets: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         ``test_targets`` and ``items``, hashes of raw ids; ``test_users`` and ``candidates``,
-        numbers.
+        numbers; of a cut in time also ``cut``, its :meth:`~.TimeCut.summary`.
     """
     users, items = _raw(dataset, targets)
     names = dataset.field2id_token[dataset.iid_field][1:]
+    cut = getattr(dataset, "time_cut", None)
     return {
         "test_targets": _hash(f"{u}\t{i}" for u, i in zip(users, items, strict=True)),
         "items": _hash(names),
-        "test_users": len(targets),
+        "test_users": targets["user"].nunique(),
         "candidates": len(names),
+        **({} if cut is None else {"cut": cut.summary()}),
     }
 
 
@@ -190,12 +212,12 @@ def rank_targets(
 
     Args:
         run: a :class:`~recbole_hydra.training.run.Run` that was tested, its best model loaded.
-        targets: :func:`left_out_targets` of its histories.
+        targets: :func:`targets_of` its dataset.
         metrics: names as ``"giniindex@10"``; those that the rank does not tell are kept, too.
         tail_ratio: see :mod:`recbole_hydra.metrics`.
 
     Returns:
-        One row per user, by raw ids: the columns of :func:`left_out_targets`, rank, rank_masked,
+        One row per target, by raw ids: the columns of :func:`targets_of`, rank, rank_masked,
         and ties, the number of items with the target's score in the ranking of all items; with
         several domains also domain, the target's, among whose items it is ranked; and a column per
         ranking of GAUC and of metrics of each user's list, where ``metrics`` has them. In its
@@ -210,7 +232,10 @@ def rank_targets(
     uid, trainer = run.data.dataset.uid_field, run.trainer
     position = torch.full((run.data.dataset.user_num,), -1)
     position[torch.from_numpy(targets["user"].to_numpy())] = torch.arange(len(targets))
-    expected = torch.from_numpy(targets["item"].to_numpy()).long()
+    expected, users_of, lengths_of = (
+        torch.from_numpy(targets[column].to_numpy()).long()
+        for column in ("item", "user", "history_length")
+    )
     ranks = np.zeros((len(targets), 3), dtype=np.int64)
     of_lists = [m for m in metrics if m.partition("@")[0] in {**OF_EACH_LIST, **OF_ALL_LISTS}]
     places = max((int(m.partition("@")[2]) for m in of_lists), default=0)
@@ -225,23 +250,27 @@ def rank_targets(
             auc[ranking][at] = _auc(scores, target)
 
     trainer.model.eval()
-    for batch in run.loaders[2]:
+    cut = getattr(run.data.dataset, "time_cut", None)
+    # After a cut, the rows of the test part are the targets, in their order.
+    sampler = [None] * len(run.loaders[2]) if cut is None else run.loaders[2].batch_sampler
+    for batch, index in zip(run.loaders[2], sampler, strict=True):
         rows, scores, row_of_target, target = trainer._full_sort_batch_eval(batch)
         users = rows[uid].cpu()[row_of_target]
-        at = position[users]
+        at = position[users] if index is None else torch.as_tensor(index)
         known = at >= 0  # RecBole also tests general models on users with two interactions
         others += int((~known).sum())
         at, users, row_of_target = at[known], users[known], row_of_target[known]
         target = target[known].cpu()
-        if not torch.equal(target, expected[at]):
-            wrong = run.data.dataset.id2token(uid, int(users[target != expected[at]][0]))
-            raise DatasetError(f"user {wrong} is tested on another item than the last")
+        differs = (target != expected[at]) | (users != users_of[at])
+        if differs.any():
+            wrong = run.data.dataset.id2token(uid, int(users[differs][0]))
+            what = "the last" if cut is None else "those of the split, in their order"
+            raise DatasetError(f"user {wrong} is tested on another item than {what}")
         scores = scores.cpu()[row_of_target]
         ranks[at.numpy(), 0], ranks[at.numpy(), 2] = _ranks(scores, target)
         keep("rank", at.numpy(), scores, target)
         # Every earlier item of the user out of the ranking, but not the target.
-        ends = start[users + 1] - 1
-        lengths = ends - start[users]
+        lengths = lengths_of[at]
         row = torch.arange(len(users)).repeat_interleave(lengths)
         offset = torch.arange(len(row)) - (lengths.cumsum(0) - lengths)[row]
         own = scores.gather(1, target[:, None])
@@ -262,7 +291,11 @@ def rank_targets(
     table.attrs["others"] = others
     if "gauc" in metrics:
         table = table.assign(**{f"gauc{words}": auc[key] for key, words in RANKINGS.items()})
-    counts = _training_counts(run.data.histories, run.data.dataset.item_num)
+    n_items = run.data.dataset.item_num
+    if cut is None:
+        counts = _training_counts(run.data.histories, n_items)
+    else:
+        counts = cut.counts_before(cut.valid_from, n_items)
     return _with_list_metrics(table, of_lists, lists, counts, domains, tail_ratio)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_hydra.compare import plots
+from recbole_hydra.compare import plots, time_report
+from recbole_hydra.compare.agreement import agreement_words, split_words
 from recbole_hydra.compare.ranks import RANKINGS, display, mean_metric
 from recbole_hydra.compare.statistics import mark
 from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, smaller_is_better
@@ -59,13 +60,15 @@ img{max-width:100%}
 pre{background:#f6f6f6;padding:.7rem;overflow:auto}"""
 
 
-def write_report(comparison: Comparison, latex: bool = False) -> None:
+def write_report(
+    comparison: Comparison, latex: bool = False, other: Comparison | None = None
+) -> None:
     """Write every file of the report; see :meth:`.comparison.Comparison.write`."""
     folder = comparison.folder
     comparison.to_pandas().to_csv(folder / "results.csv", index=False)
     sections: list[Section] = [("#", "Comparison", _head(comparison))]
     for dataset in comparison.datasets:
-        sections += _dataset_sections(comparison, dataset)
+        sections += _dataset_sections(comparison, dataset, other)
     sections += [("##", "Configurations", _configurations(comparison))]
     (folder / "report.md").write_text(_markdown(sections), encoding="utf-8")
     (folder / "report.html").write_text(_html(sections, folder), encoding="utf-8")
@@ -108,7 +111,9 @@ def _head(comparison: Comparison) -> list[Block]:
     return blocks
 
 
-def _dataset_sections(comparison: Comparison, dataset: str) -> list[Section]:
+def _dataset_sections(
+    comparison: Comparison, dataset: str, other: Comparison | None
+) -> list[Section]:
     blocks: list[Block] = []
     runs = [run for run in comparison.runs if run["dataset"] == dataset]
     finished = comparison.finished(dataset)
@@ -129,17 +134,26 @@ def _dataset_sections(comparison: Comparison, dataset: str) -> list[Section]:
     metric = display(comparison.metrics(dataset)[0])
     by_domain = domain_table(comparison, dataset)
     ranked = "all of them" if by_domain is None else "for each target those of its domain"
+    split = f"Leave-one-out in the order of time; {facts['test_users']:,} test users, "
+    if in_time := "cut" in facts:
+        split = time_report.words(facts, comparison.identity["settings"][dataset])
     blocks.append(
         (
             "text",
-            f"Leave-one-out in the order of time; {facts['test_users']:,} test users, "
-            f"{facts['candidates']:,} items, {ranked} ranked. "
+            f"{split}{facts['candidates']:,} items, {ranked} ranked. "
             f"{finished[0]['repeats']:.1%} of the targets are repeats: the user's history holds "
             "them already.",
         )
     )
     blocks.append(("table", quality_table(comparison, dataset)))
-    blocks.append(("text", NOTES.format(metric=metric)))
+    notes = NOTES.format(metric=metric)
+    blocks.append(("text", f"{notes} {time_report.NOTE}" if in_time else notes))
+    if in_time:
+        blocks += time_report.group_blocks(comparison, dataset)
+    if other is not None and dataset in other.datasets:
+        lines = agreement_words(comparison, other, dataset)
+        what = f"Agreement with {split_words(other, dataset)} on the order of the models:"
+        blocks.append(("list", [what, *lines]))
     kinds = dict.fromkeys(display(name).partition("@")[0] for name in comparison.metrics(dataset))
     of_lists = [k for k in kinds if k.lower() in {**OF_EACH_LIST, **OF_ALL_LISTS}]
     if of_lists:
@@ -271,6 +285,9 @@ def _markdown(sections: Iterable[Section]) -> str:
             elif kind == "warning":
                 first, *lines = content[0]
                 out.append("\n".join([f"> **{first}**", *(f"> - {line}" for line in lines)]))
+            elif kind == "list":
+                first, *lines = content[0]
+                out.append("\n".join([first, "", *(f"- {line}" for line in lines)]))
             elif kind == "table":
                 out.append(markdown_table(content[0]))
             elif kind == "image":
@@ -301,6 +318,10 @@ def _html(sections: Iterable[Section], folder: Path) -> str:
                 first, *lines = map(html.escape, content[0])
                 items = "".join(f"<li>{line}</li>" for line in lines)
                 out.append(f'<div class="warning"><strong>{first}</strong><ul>{items}</ul></div>')
+            elif kind == "list":
+                first, *lines = map(html.escape, content[0])
+                items = "".join(f"<li>{line}</li>" for line in lines)
+                out.append(f"<p>{first}</p><ul>{items}</ul>")
             elif kind == "table":
                 out.append(_html_table(content[0]))
             elif kind == "image":

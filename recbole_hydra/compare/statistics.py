@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from recbole_hydra.compare.ranks import RANKINGS, is_per_user, mean_metric, user_values
+from recbole_hydra.compare.ranks import (
+    RANKINGS,
+    by_target,
+    is_per_user,
+    mean_metric,
+    user_values,
+)
 from recbole_hydra.metrics import OF_ALL_LISTS, OF_EACH_LIST, smaller_is_better
-
-#: What is compared with the others: no baselines.
-OURS = ("Hydra", "Mamba4Rec")
+from recbole_hydra.model import MODELS
 
 #: Corrected p-values below which a difference is marked, and the marks.
 LEVELS = ((0.01, "**"), (0.05, "*"))
@@ -34,11 +38,12 @@ def per_user(
         metrics: names, ``["ndcg@10", ...]``.
 
     Returns:
-        ``{(model, ranking, metric): Series by raw user id}``, of the metrics that are per user.
+        ``{(model, ranking, metric): Series by raw user id}``, of the metrics that are per user; by
+        user and event where a user has several.
     """
     runs = defaultdict(list)
     for result in results:
-        runs[result["model"]].append(ranks[result["model"], result["seed"]].set_index("user"))
+        runs[result["model"]].append(by_target(ranks[result["model"], result["seed"]]))
     values = {}
     for model, tables in runs.items():
         for ranking in RANKINGS:
@@ -80,7 +85,7 @@ def summary(
         baselines = {
             other: float(np.mean(numbers))
             for (other, r, m), numbers in by_run.items()
-            if (r, m) == (ranking, name) and other not in OURS
+            if (r, m) == (ranking, name) and other not in MODELS
         }
         better: Callable[..., Any] = min if smaller_is_better(name) else max
         baseline = better(baselines, key=baselines.get) if baselines else None
@@ -112,7 +117,8 @@ def paired_p(first: pd.Series, second: pd.Series, domains: pd.Series | None = No
     """Two-sided p-value of a paired t-test of two Series with one value per user.
 
     Users are paired by id. Without any difference it is 1; with one and the same difference for
-    every user it is 0.
+    every user it is 0. Series by user and event are paired by both, and the events of a user are a
+    cluster: the t-test is of the mean over events, with n - 1 degrees of freedom for n users.
 
     Args:
         domains: the domain of every user, a Series. What is tested is then the mean over domains,
@@ -125,6 +131,13 @@ def paired_p(first: pd.Series, second: pd.Series, domains: pd.Series | None = No
     difference = (first - second).dropna()
     if len(difference) == 0 or np.ptp(difference) == 0:
         return 1.0 if len(difference) == 0 or difference.iloc[0] == 0 else 0.0
+    if difference.index.nlevels > 1:
+        mean, n = float(difference.mean()), len(difference)
+        of_user = (difference - mean).groupby(level=0).sum()
+        if len(of_user) < 2 or not of_user.any():
+            return 1.0  # nothing is known of how users differ
+        error = np.sqrt(len(of_user) / (len(of_user) - 1) * (of_user**2).sum()) / n
+        return float(2 * student.sf(abs(mean) / error, len(of_user) - 1))
     if domains is None:
         return float(ttest_1samp(difference, 0.0).pvalue)
     strata = difference.groupby(domains.reindex(difference.index))

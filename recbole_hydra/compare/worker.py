@@ -56,7 +56,7 @@ def run(task: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     from recbole.utils import ModelType
 
     from recbole_hydra import __version__, checkpoint
-    from recbole_hydra.compare.ranks import fingerprint, left_out_targets, rank_targets
+    from recbole_hydra.compare.ranks import fingerprint, rank_targets, targets_of
     from recbole_hydra.machine import machine, peak_memory
     from recbole_hydra.metrics import metric_names
     from recbole_hydra.model import get_model
@@ -85,7 +85,7 @@ def run(task: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
     )
     read_test_set(done)
     config, result = done.config, done.result
-    targets = left_out_targets(done.data.histories, done.data.dataset.item_num)
+    targets = targets_of(done.data.dataset, done.data.histories)
     metrics = [name.lower() for name in metric_names(config["metrics"], config["topk"])]
     ranks = rank_targets(done, targets, metrics, config["tail_ratio"])
     ranks.to_parquet(RANKS, index=False)

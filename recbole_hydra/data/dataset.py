@@ -16,7 +16,7 @@ from recbole.utils import ModelType
 from recbole_hydra import checkpoint
 from recbole_hydra.data import ready_made
 from recbole_hydra.data.domains import DomainLoaders, domain_configs, join_domains
-from recbole_hydra.data.evaluation import BlockEvalLoader
+from recbole_hydra.data.evaluation import BlockEvalLoader, EventEvalLoader
 from recbole_hydra.data.features import check_features
 from recbole_hydra.data.files import check_files, check_saved, filters_set
 from recbole_hydra.data.item_text import has_item_text, item_sentences, read_item_texts
@@ -25,6 +25,16 @@ from recbole_hydra.data.parts import has_lists, list_field
 from recbole_hydra.data.ready_made import use_lists
 from recbole_hydra.data.splits import check_labels, check_parts
 from recbole_hydra.data.targets import TargetDataset
+from recbole_hydra.data.time_cut import (
+    TEST,
+    TRAIN,
+    VALID,
+    check_nothing_later,
+    find_cut,
+    refuse_saved_loaders,
+    share_before,
+    split_at,
+)
 from recbole_hydra.data.time_order import describe_difference, order_difference
 from recbole_hydra.data.vocabulary import user_histories
 from recbole_hydra.data.windows import WindowLoader
@@ -137,6 +147,13 @@ def make_loaders(
 ]:
     """The loaders of ``data`` under the settings of ``config``; see :func:`split_dataset`."""
     train, valid, test = _loaders(config, data)
+    if data.splits is not None and getattr(data.dataset, "time_cut", None) is not None:
+        if config["MODEL_TYPE"] != ModelType.SEQUENTIAL:  # RecBole's have a row per user
+            valid, test = (
+                EventEvalLoader(config, loader._dataset, loader._sampler, part)
+                for loader, part in ((valid, VALID), (test, TEST))
+            )
+        check_nothing_later((train, valid, test))
     domains = getattr(data.dataset, "domains", None)
     if domains is None:
         return train, valid, test
@@ -183,12 +200,19 @@ def _build(config: Config, dataset: Dataset) -> list[Dataset] | None:
     item occurs in training."""
     frame, columns = dataset.inter_feat, [dataset.iid_field]
     evaluation = config["eval_args"]
+    dataset.time_cut = cut = None
+    if (share := share_before(evaluation)) is not None:
+        refuse_saved_loaders(config)
+        dataset.time_cut = cut = find_cut(dataset, share)
     cut_in_time = "TS" in (evaluation["split"] or {}) or evaluation["group_by"] != "user"
     if cut_in_time and config["MODEL_TYPE"] == ModelType.SEQUENTIAL and dataset.time_field in frame:
         columns += [dataset.uid_field, dataset.time_field]
     interactions = [frame[column].to_numpy() for column in columns]
     splits = _split(config, dataset)
-    if splits is not None and not config["benchmark_filename"]:
+    if cut is not None:
+        assert splits is not None
+        remember_training_counts(splits[:1], cut.items[cut.part == TRAIN])
+    elif splits is not None and not config["benchmark_filename"]:
         remember_training_counts(splits, *interactions)
     return splits
 
@@ -220,7 +244,8 @@ def _split(config: Config, dataset: Dataset) -> list[Dataset] | None:
         dataset = kind.adopt(dataset, whole_histories=config["carry_state"])
     elif config["dataloaders_save_path"]:
         return None
-    splits = three_parts(dataset.build())
+    cut = dataset.time_cut
+    splits = three_parts(dataset.build()) if cut is None else split_at(dataset, cut)
     check_parts(config, splits)
     return splits
 

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from recbole.data.dataloader.abstract_dataloader import AbstractDataLoader
 from recbole.data.dataloader.general_dataloader import FullSortEvalDataLoader
+from recbole.data.interaction import Interaction
 from recbole.evaluator import Collector
 from torch import Tensor
 
+from recbole_hydra.data.joined_parts import PART
 from recbole_hydra.metrics import collect_lists
 
 if TYPE_CHECKING:
     from recbole.config import Config
-    from recbole.data.interaction import Interaction
+    from recbole.data.dataset import Dataset
     from recbole.sampler import AbstractSampler
 
     from recbole_hydra.data.targets import TargetDataset
@@ -62,6 +65,37 @@ class BlockEvalLoader(FullSortEvalDataLoader):
     def collate_fn(self, index: list[int]) -> tuple[Interaction, None, Tensor, Tensor]:
         rows = self._dataset.trimmed(index)
         return rows, None, torch.arange(len(rows)), rows[self.iid_field]
+
+
+class EventEvalLoader(FullSortEvalDataLoader):
+    """RecBole's full-ranking loader for models that know users by their ids, with a row per event.
+
+    RecBole's has a row per user, with all items that the part holds of them. Here an event is
+    ranked in its turn, as sequential models rank it, and metrics are means over the same rows. A
+    row has the user's columns and, as ``PART``, the number of its part.
+
+    Args:
+        dataset: the part that is evaluated. part: its number, 1 for validation and 2 for test.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, sampler: AbstractSampler | None, part: int
+    ) -> None:
+        self.uid_field, self.iid_field = dataset.uid_field, dataset.iid_field
+        self.part, self.sample_size = part, len(dataset)
+        AbstractDataLoader.__init__(self, config, dataset, sampler, shuffle=False)
+
+    def _init_batch_size_and_step(self) -> None:
+        most_rows = min(self.config["eval_batch_size"], BLOCK_SCORES // self._dataset.item_num)
+        self.step = max(1, most_rows)
+        self.set_batch_size(self.step)
+
+    def collate_fn(self, index: list[int]) -> tuple[Interaction, None, Tensor, Tensor]:
+        events = self._dataset.inter_feat[index]
+        part = torch.full((len(events),), self.part)
+        users = Interaction({self.uid_field: events[self.uid_field], PART: part})
+        rows = self._dataset.join(users)
+        return rows, None, torch.arange(len(events)), events[self.iid_field]
 
 
 def blocks(lengths: np.ndarray, n_items: int, most_rows: int) -> list[list[int]]:

@@ -18,12 +18,14 @@ def parts_left_out(eval_args: Mapping[str, Any]) -> tuple[bool, bool]:
     ((way, how),) = eval_args["split"].items()
     if way == "LS":
         return how != "test_only", how != "valid_only"
+    if way == "cut":
+        return True, True
     return how[1] > 0, how[2] > 0
 
 
 def needs_times(eval_args: Mapping[str, Any]) -> bool:
     """Whether the interactions are ordered, or split, by time."""
-    return eval_args["order"] == "TO" or "TS" in eval_args["split"]
+    return eval_args["order"] == "TO" or not {"TS", "cut"}.isdisjoint(eval_args["split"])
 
 
 def check_labels(config: Config, dataset: Dataset) -> None:

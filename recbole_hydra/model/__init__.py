@@ -11,10 +11,14 @@ from recbole_hydra.checks import did_you_mean
 from recbole_hydra.compat.models import repair_model_module
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model.from_file import class_in_file, is_in_file
+from recbole_hydra.model.recent_pop import RecentPop
 from recbole_hydra.model.sequential_recommender import Hydra, LinearMap, Mamba4Rec
 
 #: The models of this package.
-MODELS = {"Hydra": Hydra, "LinearMap": LinearMap, "Mamba4Rec": Mamba4Rec}
+MODELS = {"Hydra": Hydra, "Mamba4Rec": Mamba4Rec}
+
+#: Baselines that RecBole does not have.
+BASELINES = {"LinearMap": LinearMap, "RecentPop": RecentPop}
 
 
 @lru_cache(maxsize=1)
@@ -34,14 +38,14 @@ def get_model(name: str) -> type:
     """
     if is_in_file(name):
         return class_in_file(name)
-    if name in MODELS:
-        return MODELS[name]
+    if name in MODELS or name in BASELINES:
+        return {**MODELS, **BASELINES}[name]
     try:
         model = get_recbole_model(name)
     except (ValueError, AttributeError, ImportError) as error:
         if isinstance(error, ImportError) and name in recbole_model_names():
             raise ConfigError(f"model: {name} needs a library: {error}; pip install it") from error
-        hint = did_you_mean(name, [*MODELS, *recbole_model_names()])
+        hint = did_you_mean(name, [*MODELS, *BASELINES, *recbole_model_names()])
         hint = hint or "; one of your own is named with its file, FILE.py:NAME"
         raise ConfigError(f"model: there is no model {name!r}{hint}") from None
     repair_model_module(importlib.import_module(model.__module__))

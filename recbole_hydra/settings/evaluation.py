@@ -36,11 +36,13 @@ def _ratios() -> Rule:
     return Rule(words, read)
 
 
-#: The split of ``eval_args``: one way, and what it takes.
+#: The split of ``eval_args``: one way, and what it takes. RecBole's ways, and ours, ``cut``: one
+#: moment for all users, see :mod:`recbole_hydra.data.time_cut`.
 SPLITS = {
     "RS": _ratios(),
     "TS": _ratios(),
     "LS": choice(("valid_and_test", "valid_only", "test_only")),
+    "cut": number(above=0, below=1),
 }
 
 
@@ -103,6 +105,8 @@ def fit(config: Config) -> None:
     """
     final, written = config.final_config_dict, config.external_config_dict
     metrics, mode = final["metrics"], final["eval_args"]["mode"]
+    modes = {*(mode.values() if isinstance(mode, dict) else [mode])}
+    _fit_cut(config, modes)
     kinds = {metric_types[metric.lower()] for metric in metrics}
     if len(kinds) > 1:
         ranking, other = (
@@ -126,7 +130,6 @@ def fit(config: Config) -> None:
             f"valid_metric_bigger follows from valid_metric: it is {bigger} for {valid_metric}; "
             "remove it"
         )
-    modes = {*(mode.values() if isinstance(mode, dict) else [mode])}
     if "labeled" in modes and kinds == {EvaluatorType.RANKING}:
         raise ConfigError(
             "eval_args: mode: labeled compares predictions with labels, for metrics such as AUC, "
@@ -142,3 +145,42 @@ def fit(config: Config) -> None:
     ready_made = lists in (final["alias_of_item_id"] or [])  # rows bring their histories along
     if final["MODEL_TYPE"] == ModelType.SEQUENTIAL and order != "TO" and not ready_made:
         raise ConfigError(f"eval_args: order {order} mixes up the histories; set order: TO")
+
+
+#: Models that know the last days before a cut in time, and nothing without one.
+_NEEDS_CUT = ("RecentPop",)
+
+
+def _fit_cut(config: Config, modes: set[str]) -> None:
+    """Refuse what a cut in time cannot be combined with, and models that it is nothing for."""
+    final = config.final_config_dict
+    evaluation, model = final["eval_args"], config.model
+    if "cut" not in evaluation["split"]:
+        if model in _NEEDS_CUT:
+            raise ConfigError(
+                f"model: {model} counts the last days before a cut in time, and there is none; set "
+                "eval_args: {split: {cut: 0.9}}, or compare with --split=time"
+            )
+        return
+    where = "eval_args: split: cut"
+    if final["MODEL_TYPE"] in (ModelType.CONTEXT, ModelType.DECISIONTREE):
+        raise ConfigError(
+            f"{where}: {model} cannot take part: it predicts from the columns of an interaction, "
+            "not for a user at a moment; use another split, or another model"
+        )
+    if evaluation["order"] != "TO":
+        raise ConfigError(f"{where} is in the order of time; set order: TO")
+    if modes != {"full"}:
+        raise ConfigError(
+            f"{where} ranks all items after every event, not mode: {', '.join(sorted(modes))}; set "
+            "mode: full"
+        )
+    for key, remedy in (("domains", "take one dataset"), ("benchmark_filename", "remove it")):
+        if final[key]:
+            raise ConfigError(f"{where} is of one log that is split here, not of {key}; {remedy}")
+    if not final["repeatable"]:
+        raise ConfigError(f"{where} ranks items of the history, too; set repeatable: True")
+    if final["time_order"] != "exact":
+        raise ConfigError(
+            f"{where} is exact, which time_order: {final['time_order']} is not; remove it"
+        )

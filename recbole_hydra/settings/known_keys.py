@@ -30,7 +30,10 @@ RUN_KEYS = {"model", "dataset", "config_files", "nproc", "world_size", "ip", "po
 #: What the command lines could name beside settings: of a run, ``compare`` and ``tune``.
 OPTIONS = {
     "run": ("resume", "saved"),
-    "compare": ("models", "seeds", "output_dir", "resume", "model_config", "popularity", "latex"),
+    "compare": (
+        "models", "seeds", "output_dir", "resume", "model_config", "popularity", "latex", "split",
+        "cut", "agreement_with",
+    ),
     "tune": (
         "space", "num_samples", "search", "scheduler", "grace_period", "reduction_factor",
         "max_concurrent", "cpus_per_trial", "gpus_per_trial", "output_dir", "resume",

@@ -293,6 +293,7 @@ WRITTEN_FOR_OURS: dict[str, Callable[[str, Any], Any]] = {
         _amount(),
     ),
     "rope_base": optional(_amount()),
+    "recent_days": number(above=0),
     "dropout_prob": _probability(),
     "lora_dropout": _probability(),
     "gbce_t": number(least=0, most=1),
