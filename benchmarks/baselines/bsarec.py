@@ -26,6 +26,7 @@ Settings:
     alpha: weight of the filter against self-attention, 0 .. 1.
     c: how many frequencies are low, ``c // 2 + 1``.
     predict_first_item: train on rows without a history, as the release does.
+    loss_type: CE.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from torch import Tensor, nn
 
-from recbole_hydra.checks import boolean, fraction, positive_int, probability
+from recbole_hydra.checks import boolean, fraction, one_of, positive_int, probability
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import Dropout
 from recbole_hydra.ops import linear_cross_entropy
@@ -85,6 +86,7 @@ class BSARec(SequentialRecommender):
             )
             for _ in range(number)
         )
+        self.loss_type = one_of("loss_type", self.setting("loss_type"), ("CE",))
         self.std = self.setting("initializer_range")
         self.apply(self._start)
         del self._config
