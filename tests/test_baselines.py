@@ -132,6 +132,7 @@ def test_bsarec_is_refused_on_every_position(made):
         ("BSARec", {"n_heads": 3}, "n_heads: 3 heads do not divide hidden_size 16"),
         ("BSARec", {"alpha": None}, "BSARec needs the config key 'alpha'; its published settings"),
         ("eSASRec", {"n_heads": 3}, "n_heads: 3 heads do not divide hidden_size 16"),
+        ("eSASRec", {"loss_type": "CE"}, "own_negatives: for loss_type SampledCE, not CE"),
         ("eSASRec", {"dropout_prob": 2}, "dropout_prob"),
         ("LRURec", {"lru_dropout_prob": -1}, "lru_dropout_prob"),
         ("LRURec", {"n_layers": 0}, "n_layers must be a positive"),
@@ -268,6 +269,30 @@ def test_esasrec_starts_and_samples_as_published(made):
     table = model.item_embedding.weight
     assert float(table.std()) == pytest.approx((2 / sum(table.shape)) ** 0.5, rel=0.1)
     assert not bool(model.layers[0].attention.projection.bias.any())
+
+
+@pytest.mark.parametrize("width", [16, 2])
+def test_each_target_has_negatives_of_its_own(made, width, monkeypatch):
+    """Both ways to compute the scores, by the number of items and of draws."""
+    _, model, _ = made("eSASRec", hidden_size=width)
+    states, targets = torch.randn(5, width), torch.randint(1, model.n_items, (5,))
+    drawn = torch.randint(1, model.n_items, (5, 10))
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, device: drawn)
+    table = model.item_embedding.weight
+    s = torch.einsum("td,tkd->tk", states, table[torch.cat([targets[:, None], drawn], 1)])
+    expected = (torch.logsumexp(s, 1) - s[:, 0]).mean()
+    torch.testing.assert_close(model.target_loss(states, targets, None), expected)
+
+
+def test_negatives_may_be_shared(made):
+    _, model, loaders = made("eSASRec", own_negatives=False)
+    batch = next(iter(loaders[0]))
+    items, targets = batch[model.ITEM_SEQ], batch[model.POS_ITEM_ID].flatten()
+    kept = targets.nonzero().squeeze(1)
+    with model.step(items, targets[kept], None):
+        states = model.encode(items, keep=kept)
+        loss = model.target_loss(states, targets[kept], (items, kept))
+    assert loss > 0 and loss.requires_grad
 
 
 # -- LRURec ----------------------------------------------------------------------------------------

@@ -6,13 +6,15 @@
 
 A run has the settings of the model's yaml, and ends and chooses its epoch as its authors do: by a
 metric of validation without the items of the history. Its figures go to
-``results/baselines/<model>.json``; one that was killed is continued by the same command. ``table``
-writes ``results/baselines.md``.
+``results/baselines/<model>.json``; one that was killed is continued by the same command, and one
+that is not over is tested as it is with ``--so_far`` added. ``table`` writes
+``results/baselines.md``.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -25,6 +27,8 @@ sys.path.insert(0, str(HERE.parent))
 import report  # noqa: E402
 
 NAME = "baselines"
+#: In a run's folder: its checkpoints, and a copy to test while it goes on.
+CHECKPOINTS, COPY = "checkpoints", "so-far"
 #: The file of each class, and the metric of validation that its authors stop by (eSASRec: ours).
 MODELS = {
     "BSARec": ("bsarec.py", "NDCG@20"),
@@ -72,24 +76,30 @@ def without_history(model_class):
 
 def reproduce(options) -> None:
     """Train and test one model, and keep its figures."""
-    from recbole_hydra.compare.ranks import RANKINGS, left_out_targets, mean_metric, rank_targets
-    from recbole_hydra.machine import machine, peak_memory
-    from recbole_hydra.model.from_file import class_in_file
-    from recbole_hydra.training.run import read_test_set, train_or_continue
-
-    file, metric = MODELS[options.model]
-    change = {**OTHER.get((options.model, options.dataset), {}), **options.change}
-    name = "-".join([options.dataset, f"seed-{options.seed}", *changed(change)])
+    name = "-".join([options.dataset, f"seed-{options.seed}", *changed(options.change)])
     folder = options.folder.absolute() / options.model / name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "data_path": str(options.data_path.absolute()), "seed": options.seed, "topk": [10, 20],
-        "valid_metric": metric, "metrics": ["Recall", "NDCG", "Hit", "MRR"],
-        "checkpoint_dir": str(folder / "checkpoints"), "show_progress": False, **change,
-    }  # fmt: skip
-    model_class = without_history(class_in_file(f"{HERE / file}:{options.model}"))
-    yaml_file = str(HERE / f"{options.model}.yaml")
+    options.data_path = options.data_path.absolute()
     os.chdir(folder)  # RecBole's logs land there
+    done = so_far(options) if options.so_far else trained(options)
+    path = results(options.model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    run = figures(done, options)
+    runs = {**read(options.model), name: run}
+    path.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(json.dumps(run["test"], indent=1))
+
+
+def class_of(model):
+    """The class that is trained."""
+    from recbole_hydra.model.from_file import class_in_file
+
+    return without_history(class_in_file(f"{HERE / MODELS[model][0]}:{model}"))
+
+
+def trained(options):
+    """The run, trained in the current folder, or continued there."""
+    from recbole_hydra.training.run import train_or_continue
 
     def say(entry) -> None:
         print(
@@ -99,10 +109,37 @@ def reproduce(options) -> None:
             flush=True,
         )
 
-    done = train_or_continue(
-        settings["checkpoint_dir"], model_class, options.dataset,
-        config_file_list=[yaml_file], config_dict=settings, on_epoch=say,
+    settings = {
+        "data_path": str(options.data_path), "seed": options.seed, "topk": [10, 20],
+        "valid_metric": MODELS[options.model][1], "metrics": ["Recall", "NDCG", "Hit", "MRR"],
+        "checkpoint_dir": CHECKPOINTS, "show_progress": False,
+        **OTHER.get((options.model, options.dataset), {}), **options.change,
+    }  # fmt: skip
+    return train_or_continue(
+        CHECKPOINTS, class_of(options.model), options.dataset, on_epoch=say,
+        config_file_list=[str(HERE / f"{options.model}.yaml")], config_dict=settings,
     )  # fmt: skip
+
+
+def so_far(options):
+    """The run in the current folder as it is, while another process may go on with it."""
+    from recbole_hydra.training.run import train
+
+    shutil.rmtree(COPY, ignore_errors=True)
+    if not list(Path(CHECKPOINTS).glob("*.best.pth")):
+        raise SystemExit(f"{Path(CHECKPOINTS).absolute()} has no epoch yet")
+    shutil.copytree(CHECKPOINTS, COPY)
+    (last,) = Path(COPY).glob("*.last.pth")
+    # With all of its epochs behind it, nothing is trained.
+    return train(class_of(options.model), resume=last, config_dict={"epochs": 1})
+
+
+def figures(done, options) -> dict:
+    """What is kept of a run: its best epoch, tested in both rankings, and what it took."""
+    from recbole_hydra.compare.ranks import RANKINGS, left_out_targets, mean_metric, rank_targets
+    from recbole_hydra.machine import machine, peak_memory
+    from recbole_hydra.training.run import read_test_set
+
     done.trainer.model.hides_history = False
     read_test_set(done)
     targets = left_out_targets(done.data.histories, done.data.dataset.item_num)
@@ -110,9 +147,9 @@ def reproduce(options) -> None:
     history = done.result["history"]
     evaluated = [entry for entry in history if "valid_score" in entry]
     best = max(evaluated, key=lambda entry: (entry["valid_score"], entry["epoch"]))
-    run = {
+    return {
         "dataset": options.dataset, "seed": options.seed, "change": options.change,
-        "command": command(options),
+        "command": command(options), "over": not options.so_far,
         "test": {
             f"{m}{words}": round(mean_metric(m, ranks, ranking), 6)
             for ranking, words in RANKINGS.items() for m in METRICS
@@ -124,11 +161,6 @@ def reproduce(options) -> None:
         "parameters": done.result["parameters"], "peak_memory": peak_memory(),
         "machine": machine(),
     }  # fmt: skip
-    path = results(options.model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs = {**read(options.model), name: run}
-    path.write_text(json.dumps(runs, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    print(json.dumps(run["test"], indent=1))
 
 
 def changed(change) -> list:
@@ -173,8 +205,8 @@ def write_table() -> None:
                 "–" if hit is None else f"{hit:.4f}", "–" if ndcg is None else f"{ndcg:.4f}",
                 "–" if ndcg is None else f"{100 * (reached / ndcg - 1):+.1f}%", source,
                 f"{test['hit@10']:.4f}", f"{test['ndcg@10']:.4f}",
-                run["best_epoch"], run["epochs"], f"{run['seconds_per_epoch']:.1f}",
-                f"{run['seconds_to_best']:.0f}",
+                run["best_epoch"], f"{run['epochs']}{'' if run['over'] else ', not over'}",
+                f"{run['seconds_per_epoch']:.1f}", f"{run['seconds_to_best']:.0f}",
             ])  # fmt: skip
     report.write(
         NAME,
@@ -200,6 +232,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2020)
     parser.add_argument("--change", type=yaml.safe_load, default={}, help="settings, as yaml")
     parser.add_argument("--folder", type=Path, default=Path(NAME))
+    parser.add_argument(
+        "--so_far", action="store_true", help="test the best epoch so far of a run that goes on"
+    )
     options = parser.parse_args()
     if options.model == "table":
         return write_table()
