@@ -88,7 +88,7 @@ def test_every_setting_of_its_yaml_is_read(name):
 def test_in_a_comparison():
     Path("eSASRec.yaml").write_text(yaml.safe_dump(settings("eSASRec", epochs=1)))
     compare(
-        [NAMES["eSASRec"], "Pop"], "tiny", seeds=[1], output_dir="out",
+        [NAMES["eSASRec"]], "tiny", seeds=[1], output_dir="out", popularity=False,
         model_config={"eSASRec": ["eSASRec.yaml"]},
         config_dict={"data_path": settings("eSASRec")["data_path"]},
     )  # fmt: skip

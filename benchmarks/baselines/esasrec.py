@@ -13,14 +13,14 @@
 Read from the authors' release and RecTools, where the paper leaves it open: matrices and embeddings
 start by Xavier's normal rule (section "Models" has the layers alone), SwiGLU has no biases.
 
-One thing is ours. Positions count from the first item, there from the last one of a window, which no
-causal model can: its states would change with every item that is added behind them.
+One thing is ours. Positions count from the first item, there from the last one of a window, which
+no causal model can: its states would change with every item that is added behind them.
 
 Settings:
     hidden_size, n_layers, n_heads: widths. inner_multiple: inner width of SwiGLU by hidden_size.
     dropout_prob: at all four places, and on attention.
-    own_negatives: each target has num_negatives of its own, as there (True), or the targets of a batch
-        share as many, which takes a third of the time and is noisier (False).
+    own_negatives: each target has num_negatives of its own, as there (True), or the targets of a
+        batch share as many, which takes a third of the time and is noisier (False).
     loss_type, num_negatives, logq_correction: SampledCE, 256 and False as published.
 """
 
