@@ -15,6 +15,7 @@ from recbole_hydra.data import create_dataset, split_dataset
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.model.causal import check_causal, is_causal
 from recbole_hydra.model.from_file import class_in_file
+from recbole_hydra.training.window_loss import WindowLoss
 
 BASELINES = Path(__file__).parents[1] / "benchmarks" / "baselines"
 NAMES = {
@@ -135,6 +136,7 @@ def test_bsarec_is_refused_on_every_position(made):
         ("eSASRec", {"loss_type": "CE"}, "own_negatives: for loss_type SampledCE, not CE"),
         ("eSASRec", {"dropout_prob": 2}, "dropout_prob"),
         ("LRURec", {"lru_dropout_prob": -1}, "lru_dropout_prob"),
+        ("LRURec", {"loss_type": "BPR"}, "LRURec predicts first items, too; use CE or SampledCE"),
         ("LRURec", {"n_layers": 0}, "n_layers must be a positive"),
     ],
 )
@@ -346,6 +348,34 @@ def test_lrurec_scores_have_the_items_biases(made):
     own = states[..., :16] @ model.item_embedding.weight.T + model.item_bias[:, 0]
     torch.testing.assert_close(states @ table.T, own, atol=1e-5, rtol=1e-4)
     assert float(model.item_embedding.weight.abs().max()) <= 0.04
+
+
+@pytest.mark.parametrize("predicted", [True, False])
+@pytest.mark.parametrize("mode", ["autoregressive", "augmentation"])
+def test_first_items_are_targets_once(made, predicted, mode):
+    _, model, loaders = made("LRURec", predict_first_item=predicted, training_mode=mode)
+    model.eval()
+    counted, seen = [0, 0], []
+
+    def loss(states, table, wanted, *rest, **more):
+        counted[0] += len(wanted)
+        blank = model.states(torch.zeros(1, 1, dtype=torch.long))[0, 0]
+        alike = (states - blank).abs().amax(1) < 1e-5
+        counted[1] += int(alike.sum())
+        seen.extend(wanted[alike].tolist())
+        return states.sum()
+
+    module = __import__("sys").modules["recbole_hydra.model.target_losses"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "cross_entropy", loss)
+        for batch in loaders[0]:
+            (WindowLoss(model) if mode == "autoregressive" else model.calculate_loss)(batch)
+    rows = loaders[0]._dataset.inter_feat
+    users, first = torch.unique(rows["user_id"]), []
+    assert counted == [len(rows) + predicted * len(users), predicted * len(users)]
+    if mode == "augmentation" and predicted:
+        first = rows["item_id_list"][rows["item_length"] == 1, 0].tolist()
+        assert sorted(seen) == sorted(first)
 
 
 # -- the script ------------------------------------------------------------------------------------

@@ -14,12 +14,14 @@ B x + b one that makes them: real matrices stand for complex ones here.
 
 Read from the authors' release: |lambda| starts uniform on the ring from 0.8 to 0.99, gamma as
 sqrt(1 - |lambda|^2), all other weights and biases as a normal distribution of standard deviation
-0.02, cut at 0.04. Their rows are padded on the left, and what padding leaves in h is cut off before
-the first item: it is the recurrence from the first item on, which rows padded on the right have by
-themselves. Ours decays all parameters, theirs neither biases nor norms.
+0.02, cut at 0.04; and a user's first item is predicted, too, from a position of padding, which
+leaves nothing to the items after it. Their rows are padded on the left, and what padding leaves in
+h is cut off before the first item: it is the recurrence from the first item on, which rows padded
+on the right have by themselves. Ours decays all parameters, theirs neither biases nor norms.
 
 Settings:
     hidden_size, n_layers: width and number of layers.
+    predict_first_item: train on first items, as the release does.
     dropout_prob: on vectors and in the feed-forward network. lru_dropout_prob: on what an LRU says.
 """
 
@@ -34,7 +36,8 @@ from recbole.data.dataset import Dataset
 from torch import Tensor, nn
 
 from recbole_hydra import CausalRecommender, Items
-from recbole_hydra.checks import positive_int, probability
+from recbole_hydra.checks import boolean, positive_int, probability
+from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import Dropout
 
 #: Inner radius and outer radius of the ring on which lambda starts.
@@ -59,6 +62,9 @@ class LRURec(CausalRecommender):
         dropout = probability("dropout_prob", self.setting("dropout_prob"))
         lru = probability("lru_dropout_prob", self.setting("lru_dropout_prob"))
         number = positive_int("n_layers", self.setting("n_layers"))
+        if self.loss_type == "BPR":  # whose negatives are of the targets that there are
+            raise ConfigError("loss_type: LRURec predicts first items, too; use CE or SampledCE")
+        self.predict_first_item = boolean("predict_first_item", self.setting("predict_first_item"))
         self.item_embedding = nn.Embedding(self.n_items, width)
         self.items = Items(self.n_items, self.item_embedding)
         self.item_bias = nn.Parameter(torch.empty(self.n_items, 1))
@@ -80,6 +86,23 @@ class LRURec(CausalRecommender):
         return torch.cat(
             [X, X.new_ones(*X.shape[:2], 1), X.new_zeros(*X.shape[:2], COLUMNS - 1)], -1
         )
+
+    def target_loss(
+        self,
+        states: Tensor,
+        targets: Tensor,
+        history: tuple[Tensor, Tensor],
+        negatives: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of ``loss_type``; with ``predict_first_item``, of first items as well: those of
+        the rows whose first position has a target."""
+        item_seq, last = history
+        begun = last[last % item_seq.shape[1] == 0]  # positions of first items
+        if self.predict_first_item and len(begun):
+            blank = self.states(torch.zeros_like(begun)[:, None]).squeeze(1)
+            states = torch.cat([states, blank])
+            targets = torch.cat([targets, item_seq.flatten()[begun]])
+        return super().target_loss(states, targets, history, negatives)
 
 
 class LRULayer(nn.Module):
