@@ -193,7 +193,8 @@ def test_new_items_have_rows_of_nothing():
 
 
 def by_ranks(model, batches, weight, scale):
-    """The sum over targets of 1 / log2(1 + rank), to place 10, in both rankings; in full."""
+    """The sum over targets of 1 / log2(1 + rank), to place 10, in both rankings, targets that the
+    history holds in the first alone; in full."""
     total = 0.0
     model.item_memory.weight.fill_(weight)
     model.item_memory.scale.fill_(scale)
@@ -203,10 +204,11 @@ def by_ranks(model, batches, weight, scale):
         for user, item in zip(row.tolist(), target.tolist(), strict=True):
             own, others = scores[user, item], scores[user].clone()
             others[item] = -torch.inf
-            for _ in range(2):
+            history = interaction[model.ITEM_SEQ][user]
+            for _ in range(1 if item in history else 2):
                 rank = int((others > own).sum())
                 total += 1 / np.log2(rank + 2) if rank < 10 else 0.0
-                others[interaction[model.ITEM_SEQ][user]] = -torch.inf
+                others[history] = -torch.inf
     return total
 
 
@@ -305,6 +307,9 @@ def test_values_that_cannot_be(changes, message):
 def test_models_that_cannot_have_it():
     with pytest.raises(ConfigError, match="^item_memory: linear is for .* not for BERT4Rec; use n"):
         Config("BERT4Rec", "tiny", config_dict=small("BERT4Rec", item_memory="linear"))
+    given = small("LinearMap", repeat_bias="item")
+    config = Config("LinearMap", "tiny", config_dict=given)
+    assert config["repeat_bias"] == "shared" and "repeat_bias: shared; Lin" in str(config.notes)
     with pytest.raises(ConfigError, match="^item_memory: none leaves nothing of LinearMap; use l"):
         Config("LinearMap", "tiny", config_dict=small("LinearMap", item_memory="none"))
 

@@ -280,8 +280,9 @@ def _refuse_other_modes(mode: str, model_config: Mapping[type, Sequence[str]]) -
 
 
 def _has_mode(model: type) -> bool:
-    """Whether ``training_mode`` has a meaning for a model: for sequential ones."""
-    return getattr(model, "type", None) == ModelType.SEQUENTIAL
+    """Whether ``training_mode`` has a meaning for a model: for sequential ones that train."""
+    is_sequential = getattr(model, "type", None) == ModelType.SEQUENTIAL
+    return is_sequential and not getattr(model, "nothing_trained", False)
 
 
 def _training_mode(

@@ -40,6 +40,9 @@ class LinearMap(CausalRecommender):
 
     OWN_REPEAT_BIAS = True
 
+    #: A comparison has no training mode for it.
+    nothing_trained = True
+
     def __init__(self, config: Config, dataset: Dataset) -> None:
         super().__init__(config, dataset)
         counts = self._count_targets(dataset).float()

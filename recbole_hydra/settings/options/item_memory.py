@@ -51,8 +51,12 @@ BIASES = (0.0, -0.5, -1.0, -2.0, -4.0, -8.0, 0.5, 1.0, 2.0, 4.0)
 def fit(config: Config) -> None:
     """Refuse a memory where the model cannot have one; as a default it is dropped."""
     final = config.final_config_dict
-    if issubclass(config.model_class, LinearMap) and final["item_memory"] == "none":
-        raise ConfigError("item_memory: none leaves nothing of LinearMap; use linear")
+    if issubclass(config.model_class, LinearMap):
+        if final["item_memory"] == "none":
+            raise ConfigError("item_memory: none leaves nothing of LinearMap; use linear")
+        if final["repeat_bias"] not in ("none", "shared"):
+            config.notes.append("repeat_bias: shared; LinearMap learns none, one number is chosen")
+            final["repeat_bias"] = "shared"
     can = issubclass(config.model_class, CausalRecommender) or is_known_as_causal(config)
     if final["item_memory"] == "none" or can:
         return
@@ -98,8 +102,8 @@ def fit_memory(
 @torch.no_grad()
 def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -> None:
     """Choose how much the memory of a model counts, in place: by NDCG@10 on the first MOST_TARGETS
-    targets of the validation data, the sum of that among all items and that with the history left
-    out; or as the settings say.
+    targets of the validation data, the sum of that among all items and that of new items with the
+    history left out; or as the settings say.
 
     Args:
         model: with an ``item_memory``. batches: RecBole's, of a full ranking.
@@ -146,7 +150,8 @@ def _gains(
     pairs: Sequence[tuple[float, float]],
 ) -> Tensor:
     """The sum of 1 / log2(1 + rank) of targets among the first PLACES, (pairs,), for each weight
-    and scale, in both rankings: of all items, and with the history left out.
+    and scale, in both rankings: of all items, and, of targets that are new to the user, with the
+    history left out.
 
     Who is among the first is known to the memory, or among the first of those that are not: so the
     scores of all items are looked at once, and for each pair those few.
@@ -171,16 +176,16 @@ def _gains(
     entry = torch.arange(len(which), device=row.device)
     entry = entry + (begin - (count.cumsum(0) - count))[which]
     total = torch.zeros(len(pairs), dtype=torch.float64, device=row.device)
-    for _ in range(2):
-        scores = scores.masked_fill(left_out, -torch.inf)
+    for hidden in (left_out, left_out.scatter(1, item_seq, True)):
+        scores = scores.masked_fill(hidden, -torch.inf)
         others = scores.topk(min(PLACES, scores.shape[1])).values[row]  # (targets, PLACES)
-        seen = ~left_out[user, items][entry] & (items[entry] != target[which])
+        seen = ~hidden[user, items][entry] & (items[entry] != target[which])
         rival, e = which[seen], entry[seen]
         for i, (weight, scale) in enumerate(pairs):
             mine = of_target + weight * torch.log1p(m_of_target / scale)
             best = theirs + weight * torch.log1p(amounts / scale)
             above = (others > mine[:, None]).sum(1)
             above = above.index_add(0, rival, (best[e] > mine[rival]).long())
-            total[i] += ((above < PLACES) / torch.log2(above.double() + 2)).sum()
-        left_out = left_out.scatter(1, item_seq, True)
+            counts = (above < PLACES) & ~hidden[row, target]
+            total[i] += (counts / torch.log2(above.double() + 2)).sum()
     return total
