@@ -15,9 +15,9 @@ from recbole_hydra.data.item_map import SOLVERS, fit_item_map, training_historie
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import ItemMemory
 from recbole_hydra.layers.repeat_bias import SCALE
-from recbole_hydra.model.causal import KNOWN
 from recbole_hydra.model.sequential_recommender import LinearMap
 from recbole_hydra.model.sequential_recommender.base import CausalRecommender
+from recbole_hydra.settings.known_keys import FOR_CAUSAL_MODELS
 from recbole_hydra.settings.options.training_mode import is_known_as_causal
 from recbole_hydra.settings.rules import choice, integer, number, optional
 
@@ -49,7 +49,7 @@ BIASES = (0.0, -0.5, -1.0, -2.0, -4.0, -8.0, 0.5, 1.0, 2.0, 4.0)
 
 
 def fit(config: Config) -> None:
-    """Refuse a memory where the model cannot have one; as a default it is dropped."""
+    """Leave the memory out where the model cannot have one, and say so."""
     final = config.final_config_dict
     if issubclass(config.model_class, LinearMap):
         if final["item_memory"] == "none":
@@ -60,10 +60,8 @@ def fit(config: Config) -> None:
     can = issubclass(config.model_class, CausalRecommender) or is_known_as_causal(config)
     if final["item_memory"] == "none" or can:
         return
-    why = f"linear is for {KNOWN}, whose scores it can be added to, not for {config.model}"
-    if config.external_config_dict.get("item_memory") is not None:
-        raise ConfigError(f"item_memory: {why}; use none")
-    config.notes.append(f"item_memory: none; {why}")
+    # As of the repeat bias: one line for models of a comparison that cannot have what others have.
+    config.notes.append(f"item_memory: none; linear is {FOR_CAUSAL_MODELS}, not for {config.model}")
     final["item_memory"] = "none"
 
 
