@@ -23,7 +23,6 @@ BLOCK = re.compile(r"(?:<!-- not run: ([^>]+) -->\n+)?^```(bash|python)\n(.*?)^`
 SMALLER = {
     "--seeds=2020,2021,2022": "--seeds=2020",
     "--models=Hydra,Mamba4Rec,SASRec,GRU4Rec": "--models=Hydra,SASRec",
-    "--models=Hydra,SASRec,LinearMap": "--seeds=1 --models=LinearMap,SASRec",
     "--num_samples=20": "--num_samples=2",
     "seeds=[2020, 2021]": "seeds=[2020]",
     "num_samples=6": "num_samples=2",

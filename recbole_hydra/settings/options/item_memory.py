@@ -159,31 +159,35 @@ def _gains(
     scores = states @ model.item_table.T
     if model.repeat_bias is not None:
         scores = model.repeat_bias(item_seq, last).added_to(scores)
-    left_out = torch.zeros_like(scores, dtype=torch.bool)
-    left_out[:, 0] = True
+    scores[:, 0] = -torch.inf
+    had = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, item_seq, True)
     user, items, amounts = memory_of(model).recall(item_seq, last)
     known = amounts > 0
     user, items, amounts = user[known], items[known], amounts[known]
-    theirs, of_target = scores[user, items], scores[row, target]
-    m_of_target = torch.zeros_like(scores).index_put((user, items), amounts)[row, target]
+    of_target, own = scores[row, target], scores[user, items]
     scores[user, items] = -torch.inf
-    # What the memory knows for each target: (target, entry) pairs.
+    # What the memory knows for each target: entries from begin on, (target, entry) pairs.
     begin = torch.searchsorted(user, row)
     count = torch.searchsorted(user, row, right=True) - begin
     which = torch.repeat_interleave(count)
     entry = torch.arange(len(which), device=row.device)
     entry = entry + (begin - (count.cumsum(0) - count))[which]
+    is_target, rival = items[entry] == target[which], ~had[user, items][entry]
+    m_of_target = amounts.new_zeros(len(row))
+    m_of_target[which[is_target]] = amounts[entry[is_target]]
     total = torch.zeros(len(pairs), dtype=torch.float64, device=row.device)
-    for hidden in (left_out, left_out.scatter(1, item_seq, True)):
-        scores = scores.masked_fill(hidden, -torch.inf)
+    for seen, counted in (
+        (~is_target, torch.ones_like(row, dtype=torch.bool)),
+        (~is_target & rival, ~had[row, target]),
+    ):
         others = scores.topk(min(PLACES, scores.shape[1])).values[row]  # (targets, PLACES)
-        seen = ~hidden[user, items][entry] & (items[entry] != target[which])
-        rival, e = which[seen], entry[seen]
+        of, e = which[seen], entry[seen]
         for i, (weight, scale) in enumerate(pairs):
             mine = of_target + weight * torch.log1p(m_of_target / scale)
-            best = theirs + weight * torch.log1p(amounts / scale)
+            theirs = own + weight * torch.log1p(amounts / scale)
             above = (others > mine[:, None]).sum(1)
-            above = above.index_add(0, rival, (best[e] > mine[rival]).long())
-            counts = (above < PLACES) & ~hidden[row, target]
-            total[i] += (counts / torch.log2(above.double() + 2)).sum()
+            above = above.index_add(0, of, (theirs[e] > mine[of]).long())
+            gain = (counted & (above < PLACES)) / torch.log2(above.double() + 2)
+            total[i] += gain.sum()
+        scores.scatter_(1, item_seq, -torch.inf)
     return total
