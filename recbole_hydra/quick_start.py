@@ -49,7 +49,8 @@ def run_recbole_hydra(
         the whole run), ``parameters`` (``item_table``, ``other``, ``total``), ``history`` (one dict
         per epoch, see :class:`~recbole_hydra.training.trainer.ResumableTrainer`),
         ``best_checkpoint`` and ``last_checkpoint`` (paths, None if not saved); with ``adapt_from``
-        also ``zero_shot``, the metrics before any training, ``{"valid": ..., "test": ...}``.
+        also ``zero_shot``, the metrics before any training, ``{"valid": ..., "test": ...}``; with
+        ``item_memory`` also that: ``entries`` and ``seconds`` of the map, ``weight`` and ``scale``.
 
     Raises:
         RecBoleHydraError: bad input, in one line; see :mod:`recbole_hydra.errors`.

@@ -239,7 +239,7 @@ def test_a_run_has_it_and_keeps_it(train_once, run_small):
     state = checkpoint.load_checkpoint(path)
     own = {k: v for k, v in state["state_dict"].items() if k.startswith("item_memory.")}
     assert {k.partition(".")[2] for k in own} == {
-        "starts", "items", "values", "decay", "weight", "scale"
+        "starts", "items", "values", "decay", "weight", "scale", "seconds"
     }  # fmt: skip
     assert len(own["item_memory.values"]) > 0
     result = run_small("Hydra", item_memory="linear", item_memory_weight=4, item_memory_scale=0.1)

@@ -88,7 +88,8 @@ class Comparison:
 
         Columns: dataset, model, seed, status, error, training_mode; every test metric, once as
         named and once with ``, masked``; ``valid `` metrics; repeats (share of targets
-        that the history holds); item_table_parameters, other_parameters; epochs, best_epoch (from
+        that the history holds); item_table_parameters, other_parameters; item_memory_entries and
+        item_memory_seconds, that fitting it took, of those with a memory; epochs, best_epoch (from
         0); seconds_per_epoch (training, median), seconds_to_best and seconds (training and
         validation), test_seconds_per_user; peak_memory and gpu_peak_memory in bytes; machine,
         version.
@@ -106,6 +107,9 @@ class Comparison:
                 row["repeats"] = run["repeats"]
                 row["item_table_parameters"] = run["parameters"]["item_table"]
                 row["other_parameters"] = run["parameters"]["other"]
+                memory = run.get("item_memory") or {}
+                row["item_memory_entries"] = memory.get("entries")
+                row["item_memory_seconds"] = memory.get("seconds")
                 for key in (
                     "epochs", "best_epoch", "seconds_per_epoch", "seconds_to_best", "seconds",
                     "test_seconds_per_user", "peak_memory", "gpu_peak_memory", "machine", "version",

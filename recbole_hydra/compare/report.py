@@ -234,6 +234,9 @@ def cost_table(comparison: Comparison, dataset: str) -> pd.DataFrame:
             "peak memory, MB": _spread(runs["peak_memory"] / 2**20, 0),
             "evaluation, µs per user": _spread(1e6 * runs["test_seconds_per_user"], 0),
         }
+        if runs["item_memory_entries"].notna().all():
+            row["item memory"] = f"{int(runs['item_memory_entries'].iloc[0]):,}"
+            row["item memory, s"] = _spread(runs["item_memory_seconds"], 1)
         if runs["gpu_peak_memory"].notna().all():
             row["peak GPU memory, MB"] = _spread(runs["gpu_peak_memory"] / 2**20, 0)
         rows.append(row)

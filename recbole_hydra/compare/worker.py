@@ -109,6 +109,7 @@ def run(task: dict[str, Any], emit: Callable[..., None]) -> dict[str, Any]:
         "fingerprint": fingerprint(done.data.dataset, targets),
         "repeats": float(ranks["repeat"].mean()),
         "parameters": result["parameters"],
+        "item_memory": result.get("item_memory"),
         "epochs": len(history),
         "best_epoch": best_epoch,
         "seconds_per_epoch": statistics.median(e["train_seconds"] for e in history),

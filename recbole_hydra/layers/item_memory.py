@@ -45,6 +45,7 @@ class ItemMemory(nn.Module):
             starts[i + 1]]``, of ``items`` there; (n_items + 1,) int64, (entries,) int64, float32.
         weight, scale: of the scores, above; with a weight of 0, as before they are chosen, scores
             are what they are without.
+        seconds: that fitting B took.
     """
 
     starts: Tensor
@@ -53,6 +54,7 @@ class ItemMemory(nn.Module):
     decay: Tensor
     weight: Tensor
     scale: Tensor
+    seconds: Tensor
 
     def __init__(self, n_items: int, decay: float) -> None:
         super().__init__()
@@ -62,9 +64,12 @@ class ItemMemory(nn.Module):
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float64))
         self.register_buffer("weight", torch.tensor(0.0))
         self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("seconds", torch.tensor(0.0))
 
-    def set_map(self, item_map: csr_array) -> None:
-        """Take B, (n_items, n_items), from :func:`~recbole_hydra.data.item_map.fit_item_map`."""
+    def set_map(self, item_map: csr_array, seconds: float = 0.0) -> None:
+        """Take B, (n_items, n_items), from :func:`~recbole_hydra.data.item_map.fit_item_map`, which
+        took some seconds."""
+        self.seconds.fill_(seconds)
         device = self.values.device
         self.starts = torch.from_numpy(item_map.indptr.astype(np.int64)).to(device)
         self.items = torch.from_numpy(item_map.indices.astype(np.int64)).to(device)

@@ -113,9 +113,9 @@ def train(
     elif state is None and config["item_initialization"] == "cooccurrence":
         train_split, std = loaders[0]._dataset, config["cooccurrence_std"]
         initialize_items(recommender.item_embedding, train_split, std, config["show_progress"])
-    memory = None
-    if state is None and getattr(recommender, "item_memory", None) is not None:
-        memory = fit_memory(recommender, loaders[0]._dataset, config)
+    memory = getattr(recommender, "item_memory", None)
+    if state is None and memory is not None:
+        fit_memory(recommender, loaders[0]._dataset, config)
     root_logger = logging.getLogger()
     root_logger.info(recommender)
     if not _has_llm(recommender):  # counting would send the whole catalogue through it
@@ -160,7 +160,8 @@ def train(
     if zero_shot is not None:
         result["zero_shot"] = zero_shot
     if memory is not None:
-        result["item_memory"] = memory
+        numbers = {name: float(getattr(memory, name)) for name in ("weight", "scale", "seconds")}
+        result["item_memory"] = {"entries": len(memory.values), **numbers}
     return Run(config, data, loaders, trainer, result)
 
 

@@ -73,14 +73,11 @@ def memory_of(model: CausalRecommender) -> ItemMemory:
 
 def fit_memory(
     model: CausalRecommender, dataset: SequentialDataset | TargetDataset, config: Config
-) -> dict[str, Any]:
+) -> None:
     """Fit the memory of a model to the train split, in place.
 
     Args:
         model: with an ``item_memory``. dataset: the train split.
-
-    Returns:
-        ``{"seconds": float, "entries": int}``: what it took, and how many numbers there are.
     """
     begin = time.perf_counter()
     items, begins = training_histories(dataset)
@@ -88,13 +85,12 @@ def fit_memory(
         items, begins, model.n_items, config["item_memory_decay"], config["item_memory_ridge"],
         config["item_memory_entries"], config["item_memory_solver"], config["show_progress"],
     )  # fmt: skip
-    memory_of(model).set_map(found)
     seconds = time.perf_counter() - begin
+    memory_of(model).set_map(found, seconds)
     logger.info(
         "item_memory: %s numbers of %s items; %.1f s", f"{found.nnz:,}", f"{model.n_items - 1:,}",
         seconds,
     )  # fmt: skip
-    return {"seconds": seconds, "entries": int(found.nnz)}
 
 
 @torch.no_grad()
