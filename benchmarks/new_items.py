@@ -167,8 +167,8 @@ def write_table(options) -> None:
         "Who ranks new items best",
         "Test metrics, mean ± standard deviation over seeds; with one seed no deviation is shown. "
         "masked: the history is left out of the ranking, apart from the target; new: the same, of "
-        "targets that the history does not hold; all: as RecBole ranks. Parameters are those beside "
-        "the items; the memory's numbers are apart. The groups and settings are those of "
+        "targets that the history does not hold; all: as RecBole ranks. Parameters are those but "
+        "the items'; the memory's numbers are apart. The groups and settings are those of "
         "`benchmarks/new_items.py`; times are of one thread, other runs beside it.",
         *blocks,
     )
