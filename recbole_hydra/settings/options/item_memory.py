@@ -39,9 +39,15 @@ RULES = {
     "item_memory_scale": optional(number(above=0)),
 }
 
-#: What weight and scale are chosen from on validation, by NDCG at PLACES of this many targets.
+#: What weight and scale are chosen from on validation, each from the strongest on.
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 SCALES = (0.01, 0.03, 0.1)
+
+#: Of what is no worse than the best by this share the strongest is chosen: the epoch is chosen on
+#: the same data, where the model alone therefore looks better than it is, and the memory does not.
+NO_WORSE = 0.005
+
+#: By NDCG at PLACES of this many targets.
 PLACES, MOST_TARGETS = 10, 5_000
 
 #: And what LinearMap, which learns nothing, adds to the scores of items in the history.
@@ -97,7 +103,7 @@ def fit_memory(
 def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -> None:
     """Choose how much the memory of a model counts, in place: by NDCG@10 on the first MOST_TARGETS
     targets of the validation data, the sum of that among all items and that of new items with the
-    history left out; or as the settings say.
+    history left out; or as the settings say. Of what is next to the best, the strongest.
 
     Args:
         model: with an ``item_memory``. batches: RecBole's, of a full ranking.
@@ -106,8 +112,8 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
     asked = config["item_memory_weight"], config["item_memory_scale"]
     weights = WEIGHTS if asked[0] is None else (asked[0],)
     scales = SCALES if asked[1] is None else (asked[1],)
-    # The first of the best is chosen: a smaller weight where it makes no difference.
-    pairs = [(weight, scale) for scale in scales for weight in weights]
+    # Strongest first.
+    pairs = [(weight, scale) for weight in sorted(weights, reverse=True) for scale in scales]
     biases: Sequence[float | None] = (None,)
     if isinstance(model, LinearMap) and model.repeat_bias is not None:
         biases = BIASES
@@ -123,7 +129,10 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
         if read >= MOST_TARGETS:
             break
     model.train(mode)
-    best = int(quality.argmax())
+    if quality.numel() > 1 and not quality.any():
+        return  # nothing is known of it
+    least = quality.max() * (1 - NO_WORSE if len(biases) == 1 else 1)
+    best = int((quality >= least).flatten().nonzero()[0])
     weight, scale = pairs[best % len(pairs)]
     _set_bias(model, biases[best // len(pairs)])
     memory.weight.fill_(weight)
