@@ -27,6 +27,15 @@ SMALL_HYDRA = {**SMALL, "num_heads": 2, "head_dim": 8, "d_state": 4, "ffn_size":
 SMALL_MAMBA4REC = {**SMALL, "d_state": 4}
 
 
+#: The files that take the longest, so that no worker begins one when the others are done.
+SLOWEST = ("tune", "docs", "compare", "domains", "selective_scan", "server", "recommender")
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def small(model: str, **changes) -> dict:
     """The settings of a run that takes a second, with ``changes``."""
     base = {"Hydra": SMALL_HYDRA, "Mamba4Rec": SMALL_MAMBA4REC}.get(model, SMALL)

@@ -23,9 +23,9 @@ BLOCK = re.compile(r"(?:<!-- not run: ([^>]+) -->\n+)?^```(bash|python)\n(.*?)^`
 SMALLER = {
     "--seeds=2020,2021,2022": "--seeds=2020",
     "--models=Hydra,Mamba4Rec,SASRec,GRU4Rec": "--models=Hydra,SASRec",
-    "--num_samples=20": "--num_samples=2",
+    "--num_samples=20": "--num_samples=1",
     "seeds=[2020, 2021]": "seeds=[2020]",
-    "num_samples=6": "num_samples=2",
+    "num_samples=6": "num_samples=1",
     '"epochs": 10': '"epochs": 1',
     '"epochs": 5': '"epochs": 1',
     'output_dir="two-models"': 'output_dir="two-models", config_dict={"epochs": 1}',
