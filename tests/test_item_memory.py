@@ -10,7 +10,7 @@ from scipy.sparse import csr_array
 
 import recbole_hydra
 from recbole_hydra import checkpoint, load_model, recommend, run_recbole_hydra
-from recbole_hydra.data import create_dataset, item_map
+from recbole_hydra.data import create_dataset, item_map, make_loaders, prepare_data
 from recbole_hydra.data.item_map import fit_item_map, moments, training_histories
 from recbole_hydra.errors import CheckpointError, ConfigError
 from recbole_hydra.layers import ItemMemory
@@ -268,6 +268,69 @@ def test_a_resumed_run_is_the_same(run_small):
     assert resumed["best_valid_result"] == whole["best_valid_result"]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"item_memory_decay": 0.5},
+        {"item_memory_ridge": 5},
+        {"item_memory_entries": 2},
+        {"item_memory_solver": "neighbours"},
+        {"item_memory": "none"},
+    ],
+)
+def test_a_resumed_run_keeps_its_map(changes, train_once):
+    last = train_once("Hydra", item_memory="linear").replace(".best", ".last")
+    (key,) = changes
+    with pytest.raises(CheckpointError, match=f"{key} cannot change on resuming, from "):
+        run_recbole_hydra(resume=last, config_dict={"epochs": 4, **changes})
+
+
+def test_the_result_says_what_was_tested(run_small):
+    result = run_small("Hydra", item_memory="linear", epochs=4, seed=2)
+    best = load_model(result["best_checkpoint"]).item_memory
+    last = load_model(result["last_checkpoint"]).item_memory
+    assert best.weight != last.weight or best.scale != last.scale
+    assert result["item_memory"]["weight"] == float(best.weight)
+    assert result["item_memory"]["scale"] == float(best.scale)
+
+
+@pytest.mark.parametrize("evaluation", [{"mode": "uni10"}, {"mode": "labeled"}])
+def test_the_weight_is_chosen_of_other_evaluations_alike(evaluation, make_dataset):
+    rng = np.random.default_rng(0)
+    rows = [(f"u{u}", f"i{(u + t * t) % 11}", rng.integers(1, 6), 10 * t + u % 3)
+            for u in range(30) for t in range(9)]  # fmt: skip
+    columns = ("user_id:token", "item_id:token", "rating:float", "timestamp:float")
+    data_path = make_dataset("rated", rows, columns)
+    split = {"split": {"RS": [0.5, 0.3, 0.2]}}
+    given = small("Hydra", data_path=data_path, item_memory="linear", topk=[5])
+    of = {"full": given | {"valid_metric": "NDCG@5", "eval_args": split}}
+    of["other"] = of["full"] | {"eval_args": {**split, **evaluation}}
+    if evaluation["mode"] == "labeled":
+        of["other"] |= {"metrics": ["AUC"], "valid_metric": "AUC", "threshold": {"rating": 1}}
+    model = run_recbole_hydra("Hydra", "rated", config_dict=of["full"])["best_checkpoint"]
+    model, gains = load_model(model), []
+    pairs = [(w, s) for s in (0.01, 0.1) for w in (0.0, 1.0, 8.0)]
+    for settings in of.values():
+        config = Config("Hydra", "rated", config_dict=settings)
+        valid = make_loaders(config, prepare_data(config))[1]
+        batches = [item_memory._targets(batch, config) for batch in valid]
+        with torch.no_grad():
+            gains.append(sum(item_memory._gains(model, *batch, pairs) for batch in batches))
+        choose_weight(model, valid, config)
+    np.testing.assert_allclose(*gains, rtol=1e-6)
+
+
+@pytest.mark.parametrize("none", [{"eval_step": 0}, {"eval_args": {"split": {"LS": "test_only"}}}])
+def test_without_validation_it_is_as_the_settings_say(none, run_small):
+    message = "^item_memory_weight and item_memory_scale: ~ is chosen on validation, and this run "
+    with pytest.raises(ConfigError, match=message + "has none; set them to a number, or validate$"):
+        run_small("Hydra", item_memory="linear", **none)
+    with pytest.raises(ConfigError, match="^item_memory_scale: ~ .* set it to a number"):
+        run_small("LinearMap", **none)
+    result = run_small("LinearMap", item_memory_scale=0.03, **none)
+    assert result["item_memory"]["weight"] == 1 and result["test_result"]["ndcg@10"] > 0.5
+
+
 def test_linear_map_recommends_what_comes_after(make_ring):
     data_path = make_ring("ring", items=24, users=200)
     result = run_recbole_hydra(
@@ -294,12 +357,14 @@ def test_what_it_adds_to_a_trained_model(make_ring):
     [
         ({"item_memory_decay": 1}, r"^item_memory_decay must be a number in \(0, 1\), got 1$"),
         ({"item_memory_decay": 0.0}, r"^item_memory_decay must be a number in \(0, 1\), got 0.0$"),
-        ({"item_memory_ridge": 0}, "^item_memory_ridge must be a positive number, got 0$"),
+        ({"item_memory_ridge": 0}, "^item_memory_ridge must be a number from 1e-6 to 1e9, got 0$"),
+        ({"item_memory_ridge": 1e-310}, "^item_memory_ridge must be a number from 1e-6 to 1e9"),
         ({"item_memory_entries": 0}, "^item_memory_entries must be a positive integer, got 0$"),
         ({"item_memory_solver": "exat"}, "^item_memory_solver must be one of auto, exact, neigh"),
         ({"item_memory": "liner"}, "^item_memory must be one of none, linear, got 'liner'"),
-        ({"item_memory_weight": -1}, "^item_memory_weight must be a number of at least 0"),
-        ({"item_memory_scale": 0}, "^item_memory_scale must be a positive number"),
+        ({"item_memory_weight": -1}, "^item_memory_weight must be a number from 0 to 1e6, or"),
+        ({"item_memory_scale": 0}, "^item_memory_scale must be a number from 1e-6 to 1e6"),
+        ({"item_memory_scale": 1e300}, "^item_memory_scale must be a number from 1e-6 to 1e6"),
     ],
 )
 def test_values_that_cannot_be(changes, message):
@@ -324,6 +389,31 @@ def test_a_catalogue_that_is_too_large_for_an_exact_map(monkeypatch):
     message = r"^item_memory_solver: exact holds n_items\^2 numbers, .* 10 items at most, got \d+; "
     with pytest.raises(ConfigError, match=message + "use auto or neighbours$"):
         run_recbole_hydra("Hydra", "tiny", config_dict=given, saved=False)
+
+
+@pytest.mark.parametrize(
+    "name, change, problem",
+    [
+        ("starts", lambda x: x[:-5], "it is of 55 items, not of 60"),
+        ("starts", lambda x: x + 100, "its rows do not fit its numbers"),
+        ("starts", lambda x: x.flip(0), "its rows do not fit its numbers"),
+        ("values", lambda x: x[:10], "its rows do not fit its numbers"),
+        ("values", lambda x: x[:, None], "its rows do not fit its numbers"),
+        ("items", lambda x: x + 40, r"it has items outside 1 \.\. 60"),
+        ("items", lambda x: x - 1, r"it has items outside 1 \.\. 60"),
+        ("values", lambda x: x * torch.nan, "it has numbers that are not finite"),
+        ("decay", lambda x: 2 * x, "decay is 1.6"),
+        ("scale", lambda x: 0 * x, "scale is 0"),
+    ],
+)
+def test_a_checkpoint_with_a_damaged_map(name, change, problem, train_once, tmp_path):
+    state = checkpoint.load_checkpoint(train_once("Hydra", item_memory="linear"))
+    key = f"item_memory.{name}"
+    state["state_dict"][key] = change(state["state_dict"][key])
+    path = tmp_path / "damaged.pth"
+    checkpoint.save_checkpoint(path, state)
+    with pytest.raises(CheckpointError, match=f"the map of item_memory is damaged: {problem}; "):
+        load_model(path)
 
 
 def test_a_checkpoint_without_its_map(train_once, tmp_path):

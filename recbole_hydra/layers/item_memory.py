@@ -87,11 +87,36 @@ class ItemMemory(nn.Module):
                     "without one, or the file has lost it: train it anew, or set item_memory: none"
                 )
                 return
-            own = getattr(self, name)
-            setattr(self, name, own.new_zeros(state_dict[f"{prefix}{name}"].shape))
+        given = {name: state_dict.get(f"{prefix}{name}") for name, _ in self.named_buffers()}
+        if (problem := self._problem(given)) is not None:
+            errors.append(f"the map of item_memory is damaged: {problem}; train the model anew")
+            return
+        for name in ("starts", "items", "values"):
+            setattr(self, name, getattr(self, name).new_zeros(given[name].shape))
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing, unexpected, errors
         )
+
+    def _problem(self, given: dict[str, Any]) -> str | None:
+        """What is wrong with buffers that are to be loaded, in words; None for nothing."""
+        starts, items, values = given["starts"], given["items"], given["values"]
+        if starts.shape != self.starts.shape:
+            return f"it is of {starts.numel() - 2} items, not of {len(self.starts) - 2}"
+        sound = items.shape == values.shape == (len(items),) and (starts.diff() >= 0).all()
+        if not sound or starts[0] != 0 or starts[-1] != len(items):
+            return "its rows do not fit its numbers"
+        n_items = len(starts) - 1
+        if len(items) and not 0 < int(items.min()) <= int(items.max()) < n_items:
+            return f"it has items outside 1 .. {n_items - 1}"
+        decay, weight, scale = (given[name] for name in ("decay", "weight", "scale"))
+        numbers = [each for each in (values, decay, weight, scale) if each is not None]
+        if not all(bool(each.isfinite().all()) for each in numbers):
+            return "it has numbers that are not finite"
+        if decay is not None and not 0 < float(decay) < 1:
+            return f"decay is {float(decay):g}"
+        if scale is not None and not float(scale) > 0:
+            return f"scale is {float(scale):g}"
+        return None
 
     @property
     def horizon(self) -> int:

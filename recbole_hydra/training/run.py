@@ -159,9 +159,6 @@ def train(
     }
     if zero_shot is not None:
         result["zero_shot"] = zero_shot
-    if memory is not None:
-        numbers = {name: float(getattr(memory, name)) for name in ("weight", "scale", "seconds")}
-        result["item_memory"] = {"entries": len(memory.values), **numbers}
     return Run(config, data, loaders, trainer, result)
 
 
@@ -216,9 +213,18 @@ def read_test_set(run: Run) -> dict[str, Any]:
         load_best_model=run.result["best_checkpoint"] is not None,
         show_progress=run.config["show_progress"],
     )
+    _tell_memory(run)
     run.result["test_seconds"] = time.perf_counter() - start
     run.result["wall_seconds"] += run.result["test_seconds"]
     return run.result
+
+
+def _tell_memory(run: Run) -> None:
+    """Put what the item memory of the model is, where it has one, into the result."""
+    memory = getattr(run.trainer.model, "item_memory", None)
+    if memory is not None:
+        numbers = {name: float(getattr(memory, name)) for name in ("weight", "scale", "seconds")}
+        run.result["item_memory"] = {"entries": len(memory.values), **numbers}
 
 
 def _has_llm(model: AbstractRecommender) -> bool:

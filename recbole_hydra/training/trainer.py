@@ -42,6 +42,12 @@ AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 #: Settings that a resumed run cannot change: its scores, its split, or its state would not fit.
 FIXED = ("seed", "learner", "valid_metric", "eval_args", "training_mode", "carry_state")
 
+#: And those of what is fitted before training, which older checkpoints do not have.
+FIXED_MEMORY = (
+    "item_memory", "item_memory_decay", "item_memory_ridge", "item_memory_entries",
+    "item_memory_solver",
+)  # fmt: skip
+
 
 @cache
 def _resumable(base: type) -> type:
@@ -281,7 +287,7 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
 
         Raises:
             CheckpointError: not a ``.last.pth``, its ``.best.pth`` is missing, or one of the
-                :data:`FIXED` settings is another now.
+                :data:`FIXED` or :data:`FIXED_MEMORY` settings is another now.
         """
         if "training" not in state or not str(path).endswith(LAST):
             raise CheckpointError(f"{path}: --resume takes the {LAST} file of a run")
@@ -291,9 +297,10 @@ class ResumableTrainer(Optimizers, DomainEvaluation):
             raise CheckpointError(
                 f"{path}: the best model so far, {self.saved_model_file}, is missing beside it"
             )
-        for key in FIXED:
-            if self.config[key] != state["config"].get(key):
-                before = state["config"].get(key)
+        known = [key for key in FIXED_MEMORY if key in state["config"]]
+        for key in (*FIXED, *known):
+            before = state["config"].get(key)
+            if self.config[key] != before:
                 raise CheckpointError(
                     f"{path}: {key} cannot change on resuming, from {before!r} to "
                     f"{self.config[key]!r}; start a new run for it"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from recbole_hydra.data.item_map import SOLVERS, fit_item_map, training_histories
+from recbole_hydra.data.splits import parts_left_out
 from recbole_hydra.errors import ConfigError
 from recbole_hydra.layers import ItemMemory
 from recbole_hydra.layers.repeat_bias import SCALE
@@ -32,11 +33,11 @@ logger = logging.getLogger(__name__)
 RULES = {
     "item_memory": choice(("none", "linear")),
     "item_memory_decay": number(above=0, below=1),
-    "item_memory_ridge": number(above=0),
+    "item_memory_ridge": number(1e-6, 1e9, words="a number from 1e-6 to 1e9"),
     "item_memory_entries": integer(least=1),
     "item_memory_solver": choice(SOLVERS),
-    "item_memory_weight": optional(number(least=0)),
-    "item_memory_scale": optional(number(above=0)),
+    "item_memory_weight": optional(number(0, 1e6, words="a number from 0 to 1e6")),
+    "item_memory_scale": optional(number(1e-6, 1e6, words="a number from 1e-6 to 1e6")),
 }
 
 #: What weight and scale are chosen from on validation, each from the strongest on.
@@ -84,7 +85,18 @@ def fit_memory(
 
     Args:
         model: with an ``item_memory``. dataset: the train split.
+
+    Raises:
+        ConfigError: the run is without validation, and weight or scale are to be chosen on it; or
+            see :func:`.fit_item_map`.
     """
+    keys = "item_memory_weight", "item_memory_scale"
+    chosen = [key for key in keys if config[key] is None]
+    if chosen and not (config["eval_step"] and parts_left_out(config["eval_args"])[0]):
+        raise ConfigError(
+            f"{' and '.join(chosen)}: ~ is chosen on validation, and this run has none; set "
+            f"{'them' if len(chosen) > 1 else 'it'} to a number, or validate"
+        )
     begin = time.perf_counter()
     items, begins = training_histories(dataset)
     found = fit_item_map(
@@ -92,7 +104,11 @@ def fit_memory(
         config["item_memory_entries"], config["item_memory_solver"], config["show_progress"],
     )  # fmt: skip
     seconds = time.perf_counter() - begin
-    memory_of(model).set_map(found, seconds)
+    memory = memory_of(model)
+    memory.set_map(found, seconds)
+    if not chosen:
+        memory.weight.fill_(config["item_memory_weight"])
+        memory.scale.fill_(config["item_memory_scale"])
     logger.info(
         "item_memory: %s numbers of %s items; %.1f s", f"{found.nnz:,}", f"{model.n_items - 1:,}",
         seconds,
@@ -106,7 +122,7 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
     history left out; or as the settings say. Of what is next to the best, the strongest.
 
     Args:
-        model: with an ``item_memory``. batches: RecBole's, of a full ranking.
+        model: with an ``item_memory``. batches: RecBole's, of any mode of evaluation.
     """
     memory = memory_of(model)
     asked = config["item_memory_weight"], config["item_memory_scale"]
@@ -120,7 +136,10 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
     quality = torch.zeros(len(biases), len(pairs), dtype=torch.float64)
     mode, read = model.training, 0
     model.eval()
-    for interaction, _, row, target in batches if quality.numel() > 1 else ():
+    for batch in batches if quality.numel() > 1 else ():
+        interaction, row, target = _targets(batch, config)
+        if len(target) == 0:
+            continue
         interaction = interaction.to(memory.values.device)
         for i, bias in enumerate(biases):
             _set_bias(model, bias)
@@ -137,6 +156,17 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
     _set_bias(model, biases[best // len(pairs)])
     memory.weight.fill_(weight)
     memory.scale.fill_(scale)
+
+
+def _targets(batch: tuple[Any, ...], config: Config) -> tuple[Any, Tensor, Tensor]:
+    """The rows of a batch, the row of each target, and the targets. Of candidates that were drawn,
+    and of labelled ones, those that were had are the targets, each with a history of its own."""
+    interaction, candidates, row, target = batch
+    if candidates is None and row is not None:
+        return interaction, row, target
+    interaction = interaction[interaction[config["LABEL_FIELD"]] == 1]
+    target = interaction[config["ITEM_ID_FIELD"]]
+    return interaction, torch.arange(len(target)), target
 
 
 def _set_bias(model: CausalRecommender, bias: float | None) -> None:
