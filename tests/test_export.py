@@ -257,8 +257,8 @@ def test_a_reader_of_one_s_own_is_no_damage(exported):
 
 
 def test_folders_that_are_no_exports(exported):
-    copy = copied(exported, format=2)
-    with pytest.raises(ReaderError, match="format 2, newer than 1.* use the reader.py of that"):
+    copy = copied(exported, format=3)
+    with pytest.raises(ReaderError, match="format 3, newer than 2.* use the reader.py of that"):
         Reader(copy)
     for text in ("{", "[]", '{"sha256": {}}'):
         (copy / "manifest.json").write_text(text)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATASETS, small
+from recbole.config import Config as RecBoleConfig
 from recbole.data.dataset import SequentialDataset
 from scipy.sparse import csr_array
 
@@ -14,6 +15,7 @@ from recbole_hydra.data import create_dataset, item_map, make_loaders, prepare_d
 from recbole_hydra.data.item_map import fit_item_map, moments, training_histories
 from recbole_hydra.errors import CheckpointError, ConfigError
 from recbole_hydra.layers import ItemMemory
+from recbole_hydra.model import LinearMap
 from recbole_hydra.settings.config import Config
 from recbole_hydra.settings.options import item_memory
 from recbole_hydra.settings.options.item_memory import choose_weight
@@ -425,3 +427,14 @@ def test_a_checkpoint_without_its_map(train_once, tmp_path):
     with pytest.raises(CheckpointError, match=message) as error:
         load_model(path)
     assert "\n" not in str(error.value) and DATASETS.is_dir()
+
+
+@pytest.mark.parametrize("model", [recbole_hydra.Hydra, LinearMap])
+def test_recboles_own_runs_would_not_fit_it(model):
+    layers = [recbole_hydra.default_config(model.__name__)]
+    given = {**small("Hydra"), "item_memory": "linear", "load_col": None}
+    config = RecBoleConfig(model=model, dataset="tiny", config_file_list=layers, config_dict=given)
+    dataset = create_dataset(Config("Hydra", "tiny", config_dict=small("Hydra")))
+    message = f"^{model.__name__}: an item_memory is fitted by run_recbole_hydra, and not by runs "
+    with pytest.raises(ConfigError, match=message):
+        model(config, dataset)

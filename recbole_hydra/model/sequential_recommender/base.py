@@ -55,9 +55,18 @@ class CausalRecommender(TargetLosses, SequentialRecommender, ABC):
     item_memory: ItemMemory | None
 
     def prepare_item_memory(self, config: Config) -> None:
-        """Make the memory that the settings ask for; it is fitted before training."""
+        """Make the memory that the settings ask for; it is fitted before training.
+
+        Raises:
+            ConfigError: RecBole's plain Config asks for it, whose runs would not fit it.
+        """
         self.item_memory = None
         if config["item_memory"] not in (None, "none"):
+            if "item_memory_solver" not in config:  # which all of ours have
+                raise ConfigError(
+                    f"{type(self).__name__}: an item_memory is fitted by run_recbole_hydra, and "
+                    "not by runs with RecBole's plain Config; use the former, or no item_memory"
+                )
             self.item_memory = ItemMemory(self.n_items, config["item_memory_decay"])
 
     def setting(self, key: str) -> Any:
