@@ -87,7 +87,9 @@ class ItemMemory(nn.Module):
                     "without one, or the file has lost it: train it anew, or set item_memory: none"
                 )
                 return
-        given = {name: state_dict.get(f"{prefix}{name}") for name, _ in self.named_buffers()}
+        given: dict[str, Any] = {
+            name: state_dict.get(f"{prefix}{name}") for name, _ in self.named_buffers()
+        }
         if (problem := self._problem(given)) is not None:
             errors.append(f"the map of item_memory is damaged: {problem}; train the model anew")
             return
