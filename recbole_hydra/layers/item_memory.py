@@ -94,7 +94,7 @@ class ItemMemory(nn.Module):
             errors.append(f"the map of item_memory is damaged: {problem}; train the model anew")
             return
         for name in ("starts", "items", "values"):
-            setattr(self, name, getattr(self, name).new_zeros(given[name].shape))
+            setattr(self, name, getattr(self, name).new_zeros(state_dict[f"{prefix}{name}"].shape))
         super()._load_from_state_dict(
             state_dict, prefix, metadata, strict, missing, unexpected, errors
         )
