@@ -240,6 +240,26 @@ def test_the_weight_is_the_best_on_validation(model, train_once):
             assert by_ranks(model, valid, *pair) < (1 - item_memory.NO_WORSE) * best
 
 
+def test_of_many_targets_some_of_every_length_are_read(train_once, monkeypatch):
+    path = train_once("Hydra", item_memory="linear")
+    config, model, _, _, valid, _ = recbole_hydra.load_data_and_model(path)
+    monkeypatch.setattr(item_memory, "MOST_TARGETS", 7)
+    every = -(-len(valid._dataset) // 7)
+    expected = [batch[0][model.ITEM_SEQ_LEN][::every].tolist() for batch in valid]
+    targets = [batch[3][::every].tolist() for batch in valid]
+    read = []
+
+    def gains(model, interaction, row, target, pairs):
+        assert row.tolist() == list(range(len(interaction)))
+        read.append((interaction[model.ITEM_SEQ_LEN].tolist(), target.tolist()))
+        return torch.zeros(len(pairs))
+
+    monkeypatch.setattr(item_memory, "_gains", gains)
+    choose_weight(model, valid, config)
+    assert read == list(zip(expected, targets, strict=True))
+    assert every > 1 and len({length for each in expected for length in each}) > 1
+
+
 def test_a_run_has_it_and_keeps_it(train_once, run_small):
     path = train_once("Hydra", item_memory="linear")
     state = checkpoint.load_checkpoint(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +48,7 @@ SCALES = (0.01, 0.03, 0.1)
 #: the same data, where the model alone therefore looks better than it is, and the memory does not.
 NO_WORSE = 0.005
 
-#: By NDCG at PLACES of this many targets.
+#: By NDCG at PLACES of about so many targets.
 PLACES, MOST_TARGETS = 10, 5_000
 
 #: And what LinearMap, which learns nothing, adds to the scores of items in the history.
@@ -116,13 +116,14 @@ def fit_memory(
 
 
 @torch.no_grad()
-def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -> None:
-    """Choose how much the memory of a model counts, in place: by NDCG@10 on the first MOST_TARGETS
-    targets of the validation data, the sum of that among all items and that of new items with the
+def choose_weight(model: CausalRecommender, batches: Any, config: Config) -> None:
+    """Choose how much the memory of a model counts, in place: by NDCG@10 on about MOST_TARGETS of
+    the validation data at most, the sum of that among all items and that of new items with the
     history left out; or as the settings say. Of what is next to the best, the strongest.
 
     Args:
-        model: with an ``item_memory``. batches: RecBole's, of any mode of evaluation.
+        model: with an ``item_memory``. batches: RecBole's loader, of any mode of evaluation, or
+            :class:`~recbole_hydra.data.domains.DomainLoaders`.
     """
     memory = memory_of(model)
     asked = config["item_memory_weight"], config["item_memory_scale"]
@@ -134,19 +135,21 @@ def choose_weight(model: CausalRecommender, batches: Iterable, config: Config) -
     if isinstance(model, LinearMap) and model.repeat_bias is not None:
         biases = BIASES
     quality = torch.zeros(len(biases), len(pairs), dtype=torch.float64)
-    mode, read = model.training, 0
+    mode = model.training
     model.eval()
+    # Rows from all batches: those of a loader are in the order of their length.
+    every = -(-len(batches._dataset) // MOST_TARGETS)
     for batch in batches if quality.numel() > 1 else ():
         interaction, row, target = _targets(batch, config)
+        some = row % every == 0
+        row, target = row[some] // every, target[some]
         if len(target) == 0:
             continue
+        interaction = interaction[torch.arange(0, len(interaction), every)]
         interaction = interaction.to(memory.values.device)
         for i, bias in enumerate(biases):
             _set_bias(model, bias)
             quality[i] += _gains(model, interaction, row, target, pairs).cpu()
-        read += len(target)
-        if read >= MOST_TARGETS:
-            break
     model.train(mode)
     if quality.numel() > 1 and not quality.any():
         return  # nothing is known of it
