@@ -44,7 +44,7 @@ def stores(tmp_path, redis_url):
 
 def assert_same(got, expected):
     assert len(got) == len(expected)
-    np.testing.assert_allclose([s for _, s in got], [s for _, s in expected], rtol=0, atol=1e-5)
+    np.testing.assert_allclose([s for _, s in got], [s for _, s in expected], rtol=1e-6, atol=1e-5)
     if len({round(score, 4) for _, score in expected}) == len(expected):
         assert [item for item, _ in got] == [item for item, _ in expected]
 
