@@ -105,7 +105,7 @@ from recbole_hydra.cli import main
 bulk.USERS = 5
 rows = bulk._rows
 def slowly(*arguments):
-    time.sleep(0.3)
+    time.sleep(0.1)
     return rows(*arguments)
 bulk._rows = slowly
 sys.exit(main(sys.argv[1:]))
